@@ -1,0 +1,91 @@
+package fleet
+
+import "time"
+
+// Verdict says whether an endpoint was a candidate for a request, and if not,
+// why not.
+type Verdict uint8
+
+// The verdicts on an endpoint.
+const (
+	Eligible    Verdict = iota
+	OutEjected          // health has taken it out after failures
+	OutTrial            // just back: one request at a time until one succeeds
+	OutFull             // as many requests in flight as it may hold
+	OutDraining         // leaving: finishes what it has
+	OutTried            // this request has failed there already
+	OutRole             // serves another phase
+	verdicts
+)
+
+// Verdicts is the number of verdicts, for tables indexed by one.
+const Verdicts = int(verdicts)
+
+var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role"}
+
+// String returns the verdict's name.
+func (v Verdict) String() string { return nameOf(verdictNames[:], int(v)) }
+
+// MaxCandidates is how many candidates a decision record keeps. When there
+// were more, it keeps the best BestCandidates and counts the rest by verdict.
+const (
+	MaxCandidates  = 32
+	BestCandidates = 16
+)
+
+// Candidate is what was known and thought of one endpoint when a request was
+// placed.
+type Candidate struct {
+	Endpoint  EndpointID
+	Verdict   Verdict
+	Matched   Tokens        // prompt tokens believed cached there
+	Backlog   Tokens        // prompt tokens dispatched there and not yet answered with a first token
+	InFlight  int           // requests dispatched there and not ended
+	Score     float64       // the policy's score, higher is better; see Decision.Policy
+	TTFT      time.Duration // predicted time to first token; 0 when unknown
+	SampleAge time.Duration // age of the gauges; -1 when never scraped
+}
+
+// Decision is the record of one placement: who was considered, what was
+// believed, who won and by how much.
+type Decision struct {
+	Req      ReqID
+	Attempt  int // 1 for the first
+	At       Time
+	Policy   string
+	Prompt   Tokens        // prompt tokens as estimated at arrival
+	Queued   time.Duration // time from arrival to this decision
+	Chosen   EndpointID
+	RunnerUp EndpointID    // NoEndpoint when there was no other candidate
+	Margin   float64       // score of the chosen minus score of the runner-up
+	Counts   [Verdicts]int // endpoints by verdict, all of them
+	// Candidates are the endpoints considered, best first. At most
+	// MaxCandidates.
+	Candidates []Candidate
+}
+
+// EndpointState is one row of a Snapshot.
+type EndpointState struct {
+	ID         EndpointID
+	Gen        Gen
+	Role       Role
+	Limits     Limits
+	Draining   bool
+	Health     string        // healthy, ejected or trial
+	EjectedFor time.Duration // until the next probe; 0 unless ejected
+	InFlight   int           // requests, from the ledger
+	Backlog    Tokens        // prompt tokens before their first token, from the ledger
+	Active     Tokens        // tokens whose KV the ledger believes in use
+	Gauges     Gauges
+	SampleAge  time.Duration // -1 when never scraped
+	Cached     Tokens        // tokens the prefix index believes cached
+	Requests   uint64        // attempts dispatched
+	Failures   uint64        // attempts failed
+}
+
+// Snapshot is the state of one pool at one instant.
+type Snapshot struct {
+	At        Time
+	Queued    int
+	Endpoints []EndpointState
+}
