@@ -1,0 +1,210 @@
+// Package health judges who is fit: it ejects endpoints that fail, asks for
+// probes while they are out, and lets them back through a trial.
+//
+// An endpoint is healthy until it fails Consecutive times in a row, or fails
+// more than ErrorShare of at least MinRequests recent attempts. Ejected, it is
+// probed at growing intervals; a good probe puts it on trial, where it gets one
+// request at a time until one succeeds. Failures to connect always eject;
+// failures of other kinds never eject more than MaxShare of the pool, since
+// errors everywhere are more likely the requests' fault.
+package health
+
+import (
+	"fmt"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// Config holds the thresholds. Use Default and change what must differ.
+type Config struct {
+	Consecutive int           `json:"consecutive"` // failures in a row that eject; at least 1
+	ErrorShare  float64       `json:"errorShare"`  // share of failed attempts that ejects, in (0, 1]
+	MinRequests int           `json:"minRequests"` // attempts (decayed) before ErrorShare is judged
+	MaxShare    float64       `json:"maxShare"`    // largest share of the pool ejected for errors other than connect, in [0, 1]
+	ProbeFirst  time.Duration `json:"probeFirst"`  // from ejection to the first probe
+	ProbeMax    time.Duration `json:"probeMax"`    // longest interval between probes
+}
+
+// Default ejects within a few requests and has a returned endpoint back well
+// within five seconds.
+func Default() Config {
+	return Config{
+		Consecutive: 3, ErrorShare: 0.5, MinRequests: 10, MaxShare: 0.5,
+		ProbeFirst: 500 * time.Millisecond, ProbeMax: 3 * time.Second,
+	}
+}
+
+// Validate returns what is wrong with c, field by field.
+func (c Config) Validate() []error {
+	var errs []error
+	bad := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(c.Consecutive >= 1, "consecutive: must be at least 1, is %d", c.Consecutive)
+	bad(c.ErrorShare > 0 && c.ErrorShare <= 1, "errorShare: must be in (0, 1], is %v", c.ErrorShare)
+	bad(c.MinRequests >= 1, "minRequests: must be at least 1, is %d", c.MinRequests)
+	bad(c.MaxShare >= 0 && c.MaxShare <= 1, "maxShare: must be in [0, 1], is %v", c.MaxShare)
+	bad(c.ProbeFirst > 0, "probeFirst: must be positive, is %v", c.ProbeFirst)
+	bad(c.ProbeMax >= c.ProbeFirst, "probeMax: must be at least probeFirst (%v), is %v", c.ProbeFirst, c.ProbeMax)
+	return errs
+}
+
+// State is an endpoint's fitness.
+type State uint8
+
+// The states of an endpoint.
+const (
+	Healthy State = iota
+	Ejected       // out; probed from time to time
+	Trial         // back after a good probe; one request at a time
+)
+
+// String returns the state's name.
+func (s State) String() string { return [...]string{"healthy", "ejected", "trial"}[s] }
+
+// errorHalfLife is the memory of the error share, in seconds.
+const errorHalfLife = 10
+
+// Book keeps the health of one pool's endpoints, by slot.
+type Book struct {
+	config Config
+	slots  []slot
+}
+
+type slot struct {
+	present  bool
+	state    State
+	row      int // failures in a row
+	good     stat.Rate
+	bad      stat.Rate
+	wait     time.Duration // current probe interval
+	next     fleet.Time    // when the next probe is due
+	inFlight bool          // a probe is out
+}
+
+// New returns an empty book.
+func New(c Config) *Book { return &Book{config: c} }
+
+// SetConfig replaces the thresholds; states stay.
+func (b *Book) SetConfig(c Config) { b.config = c }
+
+// Add makes slot i healthy with no history.
+func (b *Book) Add(i int) {
+	for len(b.slots) <= i {
+		b.slots = append(b.slots, slot{})
+	}
+	b.slots[i] = slot{
+		present: true, next: fleet.Never,
+		good: stat.Rate{HalfLife: errorHalfLife}, bad: stat.Rate{HalfLife: errorHalfLife},
+	}
+}
+
+// Remove forgets slot i.
+func (b *Book) Remove(i int) { b.slots[i] = slot{next: fleet.Never} }
+
+// State returns slot i's fitness.
+func (b *Book) State(i int) State { return b.slots[i].state }
+
+// NextProbe returns when slot i wants its next probe, Never when it wants none.
+func (b *Book) NextProbe(i int) fleet.Time {
+	if b.slots[i].inFlight {
+		return fleet.Never
+	}
+	return b.slots[i].next
+}
+
+// Success records an attempt that ended well. It reports whether the state
+// changed.
+func (b *Book) Success(now fleet.Time, i int) bool {
+	s := &b.slots[i]
+	s.row = 0
+	s.good.Add(now.Seconds(), 1)
+	if s.state != Trial {
+		return false
+	}
+	s.state, s.wait, s.next = Healthy, 0, fleet.Never
+	// What went wrong before the ejection must not eject it again at once.
+	s.bad = stat.Rate{HalfLife: errorHalfLife}
+	return true
+}
+
+// Failure records an attempt (or a scrape) that failed in a way that blames the
+// endpoint. It reports whether the state changed.
+func (b *Book) Failure(now fleet.Time, i int, kind fleet.Failure) bool {
+	s := &b.slots[i]
+	s.row++
+	s.bad.Add(now.Seconds(), 1)
+	switch s.state {
+	case Trial:
+		b.eject(now, s)
+		return true
+	case Healthy:
+		if b.tooBad(now, s) && (kind == fleet.FailConnect || b.mayEject()) {
+			b.eject(now, s)
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Book) tooBad(now fleet.Time, s *slot) bool {
+	if s.row >= b.config.Consecutive {
+		return true
+	}
+	const perSecondToCount = errorHalfLife / 0.6931471805599453
+	bad := s.bad.PerSecond(now.Seconds()) * perSecondToCount
+	good := s.good.PerSecond(now.Seconds()) * perSecondToCount
+	return bad+good >= float64(b.config.MinRequests) && bad > b.config.ErrorShare*(bad+good)
+}
+
+// mayEject reports whether one more ejection keeps the ejected share within
+// MaxShare.
+func (b *Book) mayEject() bool {
+	all, out := 0, 0
+	for i := range b.slots {
+		if b.slots[i].present {
+			all++
+			if b.slots[i].state == Ejected {
+				out++
+			}
+		}
+	}
+	return float64(out+1) <= b.config.MaxShare*float64(all)
+}
+
+func (b *Book) eject(now fleet.Time, s *slot) {
+	s.state = Ejected
+	s.wait = min(max(s.wait*3/2, b.config.ProbeFirst), b.config.ProbeMax)
+	s.next = now.Add(s.wait)
+}
+
+// Due reports whether slot i's probe is due and, if so, marks it as out. Every
+// true must be answered by Probed.
+func (b *Book) Due(now fleet.Time, i int) bool {
+	s := &b.slots[i]
+	if s.state != Ejected || s.inFlight || now < s.next {
+		return false
+	}
+	s.inFlight = true
+	return true
+}
+
+// Probed records the answer to a probe. It reports whether the state changed.
+func (b *Book) Probed(now fleet.Time, i int, ok bool) bool {
+	s := &b.slots[i]
+	s.inFlight = false
+	if s.state != Ejected {
+		return false
+	}
+	if ok {
+		s.state, s.row, s.next = Trial, 0, fleet.Never
+		return true
+	}
+	s.wait = min(s.wait*3/2, b.config.ProbeMax)
+	s.next = now.Add(s.wait)
+	return false
+}

@@ -1,0 +1,49 @@
+package route
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Spec names a policy and its settings, as configuration does.
+type Spec struct {
+	Name string `json:"name"`
+	// Weights are the scorers of the weighted policy; other policies take none.
+	Weights map[string]float64 `json:"weights,omitempty"`
+}
+
+// DefaultPolicy is the policy of a pool that names none.
+const DefaultPolicy = "prefix-affinity"
+
+// catalogue is every policy by name.
+var catalogue = map[string]func(Spec) (Policy, error){
+	"round-robin":     plain(func() Policy { return &roundRobin{} }),
+	"random":          plain(func() Policy { return random{} }),
+	"least-request":   plain(func() Policy { return leastRequest{} }),
+	"p2c":             plain(func() Policy { return p2c{} }),
+	"prefix-affinity": plain(func() Policy { return prefixAffinity{} }),
+	"weighted":        newWeighted,
+}
+
+// Names returns the policies' names, sorted.
+func Names() []string { return slices.Sorted(maps.Keys(catalogue)) }
+
+// New makes the policy that s names.
+func New(s Spec) (Policy, error) {
+	mk, ok := catalogue[s.Name]
+	if !ok {
+		return nil, fmt.Errorf("name: no policy %q; known: %s", s.Name, strings.Join(Names(), ", "))
+	}
+	return mk(s)
+}
+
+func plain(mk func() Policy) func(Spec) (Policy, error) {
+	return func(s Spec) (Policy, error) {
+		if len(s.Weights) > 0 {
+			return nil, fmt.Errorf("weights: policy %q takes none; did you mean \"weighted\"?", s.Name)
+		}
+		return mk(), nil
+	}
+}

@@ -1,0 +1,65 @@
+// Package route decides where a request goes: from one view of the endpoints
+// it scores the candidates and picks one. Policies are small types in one
+// catalogue; adding one is a file with its type, its test and a line in
+// catalogue.go.
+package route
+
+import (
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// View is the state of a pool as a policy sees it: arrays indexed by slot,
+// owned by the caller and valid during one Pick. The ledger's figures are the
+// gateway's own and current; gauges are as old as SampleAge says.
+type View struct {
+	ID       []fleet.EndpointID
+	InFlight []int          // requests in flight: the ledger's, plus those of others seen in gauges
+	Backlog  []fleet.Tokens // prompt tokens dispatched and not yet computed, by the ledger
+	Active   []fleet.Tokens // tokens of context in use, by the ledger
+	KVTokens []fleet.Tokens // KV capacity; 0 unknown
+	Matched  []fleet.Tokens // prompt tokens of this request believed cached there
+
+	Gauges    []fleet.Gauges
+	SampleAge []time.Duration // -1 when never scraped
+}
+
+// Query is what a policy may know of the request.
+type Query struct {
+	Prompt     fleet.Tokens // prompt tokens, estimated
+	MaxOut     fleet.Tokens // output limit; 0 unknown
+	Candidates []int        // eligible slots, ascending; never empty
+}
+
+// Plan is the outcome of a Pick.
+type Plan struct {
+	Chosen int       // slot
+	Score  []float64 // by slot, higher is better; set for candidates, NaN where the policy did not look
+}
+
+// Policy picks one of the candidates. It may keep state of its own, must draw
+// randomness only from r, must not allocate in steady state, and must score
+// every candidate it looked at so that the decision can be explained.
+type Policy interface {
+	Pick(v *View, q *Query, r *stat.Rand, p *Plan)
+}
+
+// pickBest sets p.Chosen to the candidate with the highest score; ties go to
+// one of them at random, so that several gateways with equal views do not herd.
+func pickBest(q *Query, r *stat.Rand, p *Plan) {
+	best, ties := -1, 0
+	for _, c := range q.Candidates {
+		switch {
+		case best < 0 || p.Score[c] > p.Score[best]:
+			best, ties = c, 1
+		case p.Score[c] == p.Score[best]:
+			ties++
+			if r.IntN(ties) == 0 {
+				best = c
+			}
+		}
+	}
+	p.Chosen = best
+}
