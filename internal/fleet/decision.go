@@ -74,6 +74,7 @@ type EndpointState struct {
 	Health     string        // healthy, ejected or trial
 	EjectedFor time.Duration // until the next probe; 0 unless ejected
 	InFlight   int           // requests, from the ledger
+	External   int           // requests of others, seen in its gauges
 	Backlog    Tokens        // prompt tokens before their first token, from the ledger
 	Active     Tokens        // tokens whose KV the ledger believes in use
 	Gauges     Gauges

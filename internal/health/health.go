@@ -123,6 +123,13 @@ func (b *Book) Success(now fleet.Time, i int) bool {
 	s := &b.slots[i]
 	s.row = 0
 	s.good.Add(now.Seconds(), 1)
+	return b.Alive(i)
+}
+
+// Alive records that an answer has begun, which ends a trial but does not count
+// as a success: it may still break. It reports whether the state changed.
+func (b *Book) Alive(i int) bool {
+	s := &b.slots[i]
 	if s.state != Trial {
 		return false
 	}

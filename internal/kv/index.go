@@ -1,6 +1,11 @@
 package kv
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+)
 
 // Index is the approximate prefix index: for every endpoint (by slot, a small
 // dense number) the chains that were sent to it, as many keys as it can cache,
@@ -276,4 +281,46 @@ func (x *Index) drop(h holdRef) {
 		*n = node{owners: holdRef(x.free)}
 		x.free = e.node
 	}
+}
+
+// Config sizes the approximate index.
+type Config struct {
+	// KeyTokens is about how many tokens one key covers, to turn an engine's KV
+	// capacity into keys.
+	KeyTokens fleet.Tokens `json:"keyTokens"`
+	// DefaultTokens is the KV capacity assumed of an engine that does not tell.
+	DefaultTokens fleet.Tokens `json:"defaultTokens"`
+}
+
+// Default takes a key for 64 tokens (ChunkBytes at 4 bytes a token) and an
+// engine for one with 250,000 tokens of KV cache, about what an 80 GB GPU
+// leaves a mid-size model.
+func Default() Config { return Config{KeyTokens: 64, DefaultTokens: 250_000} }
+
+// Validate returns what is wrong with c, field by field.
+func (c Config) Validate() []error {
+	var errs []error
+	if c.KeyTokens < 1 {
+		errs = append(errs, fmt.Errorf("keyTokens: must be at least 1, is %d", c.KeyTokens))
+	}
+	if c.DefaultTokens < c.KeyTokens {
+		errs = append(errs, fmt.Errorf("defaultTokens: must be at least keyTokens (%d), is %d", c.KeyTokens, c.DefaultTokens))
+	}
+	return errs
+}
+
+// Keys returns how many keys a cache of the given capacity holds; 0 means
+// unknown.
+func (c Config) Keys(capacity fleet.Tokens) int {
+	if capacity <= 0 {
+		capacity = c.DefaultTokens
+	}
+	return int(capacity / c.KeyTokens)
+}
+
+// Covered returns the tokens that depth leading keys stand for, of a prompt in
+// which each key covers keyTokens. It is less than the prompt: an engine always
+// computes at least the last token.
+func Covered(depth int32, keyTokens float64, prompt fleet.Tokens) fleet.Tokens {
+	return max(min(fleet.Tokens(float64(depth)*keyTokens), prompt-1), 0)
 }

@@ -5,6 +5,7 @@
 package route
 
 import (
+	"fmt"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -62,4 +63,23 @@ func pickBest(q *Query, r *stat.Rand, p *Plan) {
 		}
 	}
 	p.Chosen = best
+}
+
+// Signals says how the figures of a view are to be trusted.
+type Signals struct {
+	// StaleAfter is the age at which gauges stop counting: older ones are
+	// unknown. Stale gauges never stop dispatch.
+	StaleAfter time.Duration `json:"staleAfter"`
+}
+
+// DefaultSignals trusts gauges for ten seconds, ten scrapes at the default
+// interval.
+func DefaultSignals() Signals { return Signals{StaleAfter: 10 * time.Second} }
+
+// Validate returns what is wrong with s, field by field.
+func (s Signals) Validate() []error {
+	if s.StaleAfter <= 0 {
+		return []error{fmt.Errorf("staleAfter: must be positive, is %v", s.StaleAfter)}
+	}
+	return nil
 }

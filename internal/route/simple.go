@@ -24,7 +24,7 @@ func (p *roundRobin) Pick(v *View, q *Query, _ *stat.Rand, out *Plan) {
 	}
 	turn := v.ID[out.Chosen]
 	for _, c := range q.Candidates {
-		out.Score[c] = -float64((v.ID[c] + wrap - turn) % wrap)
+		out.Score[c] = 0 - float64((v.ID[c] + wrap - turn) % wrap)
 	}
 	p.last = turn
 }
@@ -45,7 +45,7 @@ type leastRequest struct{}
 
 func (leastRequest) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 	for _, c := range q.Candidates {
-		out.Score[c] = -float64(v.InFlight[c])
+		out.Score[c] = 0 - float64(v.InFlight[c])
 	}
 	pickBest(q, r, out)
 }
@@ -69,7 +69,7 @@ func (p2c) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 			b = q.Candidates[n-1]
 		}
 	}
-	out.Score[a], out.Score[b] = -float64(v.InFlight[a]), -float64(v.InFlight[b])
+	out.Score[a], out.Score[b] = 0-float64(v.InFlight[a]), 0-float64(v.InFlight[b])
 	out.Chosen = a
 	if out.Score[b] > out.Score[a] {
 		out.Chosen = b

@@ -1,0 +1,231 @@
+package pool
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/journal"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
+)
+
+// The wire numbers of events. They are part of the journal's format: append
+// only.
+const (
+	codeConfigure = iota + 1
+	codeEndpoint
+	codeSample
+	codeProbed
+	codeArrive
+	codeLeg
+	codeGone
+	codeTick
+)
+
+// EncodeEvent appends ev to e.
+func EncodeEvent(e *journal.Encoder, ev Event) {
+	switch ev := ev.(type) {
+	case *Configure:
+		e.Uint(codeConfigure)
+		// Plain data of known types: it cannot fail.
+		raw, _ := json.Marshal(ev.Config)
+		e.Bytes(raw)
+	case *Endpoint:
+		e.Uint(codeEndpoint)
+		encodeEndpoint(e, ev)
+	case *Sample:
+		e.Uint(codeSample)
+		encodeSample(e, ev)
+	case *Probed:
+		e.Uint(codeProbed)
+		e.Uint(uint64(ev.Endpoint))
+		e.Uint(uint64(ev.Gen))
+		e.Bool(ev.OK)
+	case *Arrive:
+		e.Uint(codeArrive)
+		encodeArrive(e, ev)
+	case *Leg:
+		e.Uint(codeLeg)
+		encodeLeg(e, ev)
+	case *Gone:
+		e.Uint(codeGone)
+		e.Uint(uint64(ev.Req))
+	case *Tick:
+		e.Uint(codeTick)
+	}
+}
+
+// DecodeEvent reads an event that EncodeEvent wrote.
+func DecodeEvent(d *journal.Decoder) (Event, error) {
+	var ev Event
+	switch code := d.Uint(); code {
+	case codeConfigure:
+		c := &Configure{}
+		if err := json.Unmarshal(d.Bytes(), &c.Config); err != nil && d.Err() == nil {
+			return nil, fmt.Errorf("%w: configuration: %w", journal.ErrDamaged, err)
+		}
+		ev = c
+	case codeEndpoint:
+		ev = decodeEndpoint(d)
+	case codeSample:
+		ev = decodeSample(d)
+	case codeProbed:
+		ev = &Probed{Endpoint: endpointID(d), Gen: gen(d), OK: d.Bool()}
+	case codeArrive:
+		ev = decodeArrive(d)
+	case codeLeg:
+		ev = decodeLeg(d)
+	case codeGone:
+		ev = &Gone{Req: fleet.ReqID(d.Uint())}
+	case codeTick:
+		ev = &Tick{}
+	default:
+		return nil, fmt.Errorf("%w: unknown event %d", journal.ErrDamaged, code)
+	}
+	return ev, d.Err()
+}
+
+func endpointID(d *journal.Decoder) fleet.EndpointID { return fleet.EndpointID(d.Uint()) }
+func gen(d *journal.Decoder) fleet.Gen               { return fleet.Gen(d.Uint()) }
+
+func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
+	e.Uint(uint64(ev.Endpoint))
+	e.Uint(uint64(ev.Gen))
+	e.Uint(uint64(ev.Change))
+	e.Uint(uint64(ev.Role))
+	e.Tokens(ev.Limits.MaxModelLen)
+	e.Tokens(ev.Limits.KVTokens)
+	e.Tokens(ev.Limits.BlockTokens)
+	e.Int(int64(ev.Limits.MaxSeqs))
+	e.Tokens(ev.Limits.BudgetTokens)
+	e.Float(ev.Step.Base)
+	e.Float(ev.Step.PerSeq)
+	e.Float(ev.Step.PerKV)
+	e.Float(ev.Step.PerPrompt)
+}
+
+func decodeEndpoint(d *journal.Decoder) *Endpoint {
+	return &Endpoint{
+		Endpoint: endpointID(d), Gen: gen(d), Change: Change(d.Uint()), Role: fleet.Role(d.Uint()),
+		Limits: fleet.Limits{
+			MaxModelLen: d.Tokens(), KVTokens: d.Tokens(), BlockTokens: d.Tokens(), MaxSeqs: int(d.Int()), BudgetTokens: d.Tokens(),
+		},
+		Step: perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float()},
+	}
+}
+
+func encodeSample(e *journal.Encoder, ev *Sample) {
+	e.Uint(uint64(ev.Endpoint))
+	e.Uint(uint64(ev.Gen))
+	e.Int(int64(ev.Taken))
+	e.Uint(uint64(ev.Failure))
+	e.Uint(uint64(ev.Gauges.Known))
+	e.Int(int64(ev.Gauges.Running))
+	e.Int(int64(ev.Gauges.Waiting))
+	e.Float(ev.Gauges.KVUsage)
+	e.Int(int64(ev.Gauges.KVBlocks))
+	e.Tokens(ev.Gauges.KVBlock)
+}
+
+func decodeSample(d *journal.Decoder) *Sample {
+	return &Sample{
+		Endpoint: endpointID(d), Gen: gen(d), Taken: fleet.Time(d.Int()), Failure: fleet.Failure(d.Uint()),
+		Gauges: fleet.Gauges{
+			Known: fleet.Known(d.Uint()), Running: int(d.Int()), Waiting: int(d.Int()), KVUsage: d.Float(),
+			KVBlocks: int(d.Int()), KVBlock: d.Tokens(),
+		},
+	}
+}
+
+func encodeArrive(e *journal.Encoder, ev *Arrive) {
+	e.Uint(uint64(ev.Req))
+	e.Fixed(ev.Tenant)
+	e.Tokens(ev.Prompt)
+	e.Tokens(ev.MaxOut)
+	e.Duration(ev.SLO.TTFT)
+	e.Duration(ev.SLO.TPOT)
+	e.Float(ev.KeyTokens)
+	e.Uint(uint64(len(ev.Chain)))
+	for _, k := range ev.Chain {
+		e.Fixed(uint64(k))
+	}
+}
+
+func decodeArrive(d *journal.Decoder) *Arrive {
+	ev := &Arrive{
+		Req: fleet.ReqID(d.Uint()), Tenant: d.Fixed(), Prompt: d.Tokens(), MaxOut: d.Tokens(),
+		SLO: fleet.SLO{TTFT: d.Duration(), TPOT: d.Duration()}, KeyTokens: d.Float(),
+	}
+	const keyBytes = 8
+	for range d.Len(keyBytes) {
+		ev.Chain = append(ev.Chain, kv.Key(d.Fixed()))
+	}
+	return ev
+}
+
+func encodeLeg(e *journal.Encoder, ev *Leg) {
+	e.Uint(uint64(ev.Req))
+	e.Int(int64(ev.Attempt))
+	e.Uint(uint64(ev.Phase))
+	e.Tokens(ev.Output)
+	e.Bool(ev.Usage.Known)
+	e.Tokens(ev.Usage.Prompt)
+	e.Tokens(ev.Usage.Cached)
+	e.Tokens(ev.Usage.Output)
+	e.Uint(uint64(ev.Failure))
+	e.Bool(ev.Committed)
+}
+
+func decodeLeg(d *journal.Decoder) *Leg {
+	return &Leg{
+		Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Phase: fleet.Phase(d.Uint()), Output: d.Tokens(),
+		Usage:   fleet.Usage{Known: d.Bool(), Prompt: d.Tokens(), Cached: d.Tokens(), Output: d.Tokens()},
+		Failure: fleet.Failure(d.Uint()), Committed: d.Bool(),
+	}
+}
+
+// EncodeActions appends what a step returned, decisions in full, so that a
+// replay can be compared byte by byte.
+func EncodeActions(e *journal.Encoder, actions []Action) {
+	e.Uint(uint64(len(actions)))
+	for i := range actions {
+		a := &actions[i]
+		e.Uint(uint64(a.Kind))
+		e.Uint(uint64(a.Req))
+		e.Int(int64(a.Attempt))
+		e.Uint(uint64(a.Endpoint))
+		e.Uint(uint64(a.Gen))
+		e.Uint(uint64(a.Refusal))
+		e.Duration(a.RetryAfter)
+		e.Uint(uint64(a.Health))
+		e.Uint(uint64(a.Cause))
+		e.Bool(a.Decision != nil)
+		if a.Decision != nil {
+			encodeDecision(e, a.Decision)
+		}
+	}
+}
+
+func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
+	e.Int(int64(d.At))
+	e.Bytes([]byte(d.Policy))
+	e.Tokens(d.Prompt)
+	e.Duration(d.Queued)
+	e.Uint(uint64(d.RunnerUp))
+	e.Float(d.Margin)
+	for _, n := range d.Counts {
+		e.Int(int64(n))
+	}
+	e.Uint(uint64(len(d.Candidates)))
+	for _, c := range d.Candidates {
+		e.Uint(uint64(c.Endpoint))
+		e.Uint(uint64(c.Verdict))
+		e.Tokens(c.Matched)
+		e.Tokens(c.Backlog)
+		e.Int(int64(c.InFlight))
+		e.Float(c.Score)
+		e.Duration(c.TTFT)
+		e.Duration(c.SampleAge)
+	}
+}

@@ -1,0 +1,79 @@
+package pool
+
+import (
+	"fmt"
+
+	"penstock.dev/penstock/internal/flow"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/route"
+)
+
+// Config is everything that tunes one pool, as plain data: each part belongs to
+// the package that uses it. It is journaled with Configure.
+type Config struct {
+	Policy  route.Spec    `json:"policy"`
+	Signals route.Signals `json:"signals"`
+	Queue   flow.Config   `json:"queue"`
+	Room    flow.Room     `json:"room"`
+	Retry   flow.Retry    `json:"retry"`
+	Health  health.Config `json:"health"`
+	Index   kv.Config     `json:"index"`
+}
+
+// Default returns the configuration of a pool that sets nothing.
+func Default() Config {
+	return Config{
+		Policy:  route.Spec{Name: route.DefaultPolicy},
+		Signals: route.DefaultSignals(),
+		Queue:   flow.Default(),
+		Room:    flow.DefaultRoom(),
+		Retry:   flow.DefaultRetry(),
+		Health:  health.Default(),
+		Index:   kv.Default(),
+	}
+}
+
+// Validate returns every problem of c, each with the path of its field.
+func (c Config) Validate() []error {
+	var errs []error
+	under := func(path string, list []error) {
+		for _, e := range list {
+			errs = append(errs, fmt.Errorf("%s.%w", path, e))
+		}
+	}
+	if _, err := route.New(c.Policy); err != nil {
+		errs = append(errs, fmt.Errorf("policy.%w", err))
+	}
+	under("signals", c.Signals.Validate())
+	under("queue", c.Queue.Validate())
+	under("room", c.Room.Validate())
+	under("retry", c.Retry.Validate())
+	under("health", c.Health.Validate())
+	under("index", c.Index.Validate())
+	return errs
+}
+
+// Deps are the deciders a brain composes, made from its configuration.
+type Deps struct {
+	Policy  route.Policy
+	Queue   *flow.Queue
+	Retries *flow.Budget
+	Index   *kv.Index
+	Health  *health.Book
+}
+
+// Assemble makes the deciders that c describes.
+func Assemble(c Config) (Deps, error) {
+	p, err := route.New(c.Policy)
+	if err != nil {
+		return Deps{}, fmt.Errorf("policy.%w", err)
+	}
+	return Deps{
+		Policy:  p,
+		Queue:   flow.New(c.Queue),
+		Retries: flow.NewBudget(c.Retry),
+		Index:   kv.NewIndex(c.Index.Keys(0)),
+		Health:  health.New(c.Health),
+	}, nil
+}

@@ -1,0 +1,200 @@
+package pool
+
+import (
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/route"
+)
+
+// neverSampled is the sample age of an endpoint that has not answered a scrape.
+const neverSampled time.Duration = -1
+
+func (b *Brain) onConfigure(ev *Configure, out []Action) []Action {
+	if p, err := route.New(ev.Config.Policy); err == nil {
+		// A policy that cannot be made is refused when configuration is loaded;
+		// here the old one stays rather than leaving the pool without any.
+		b.deps.Policy = p
+	}
+	b.config = ev.Config
+	b.deps.Queue.SetConfig(ev.Config.Queue)
+	b.deps.Retries.SetConfig(ev.Config.Retry)
+	b.deps.Health.SetConfig(ev.Config.Health)
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			b.deps.Index.SetCapacity(i, b.config.Index.Keys(b.endpoints[i].limits.KVTokens))
+		}
+	}
+	return b.pump(out)
+}
+
+func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
+	slot, known := b.slots[ev.Endpoint]
+	if known && ev.Gen < b.endpoints[slot].Gen {
+		return out // of a process that is gone already
+	}
+	switch {
+	case ev.Change == EndpointGone && known:
+		out = b.drop(slot, out)
+	case ev.Change == EndpointGone:
+	case !known:
+		slot = b.freeSlot()
+		b.slots[ev.Endpoint] = slot
+		b.endpoints[slot] = endpoint{present: true}
+		b.deps.Health.Add(slot)
+		b.update(slot, ev)
+	case ev.Gen > b.endpoints[slot].Gen:
+		// A new process: nothing cached, nothing known against it. What was in
+		// flight is reported as failed by whoever carried it.
+		b.deps.Index.Clear(slot)
+		b.deps.Health.Add(slot)
+		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
+		b.endpoints[slot].sample = Sample{}
+		b.update(slot, ev)
+	default:
+		b.update(slot, ev)
+	}
+	return b.pump(out)
+}
+
+func (b *Brain) update(slot int, ev *Endpoint) {
+	e := &b.endpoints[slot]
+	e.Endpoint = *ev
+	e.limits = ev.Limits.Merge(e.limits)
+	b.deps.Index.SetCapacity(slot, b.config.Index.Keys(e.limits.KVTokens))
+}
+
+// drop takes an endpoint out of the table. Requests there are sent elsewhere or
+// refused when their leg reports the failure; until then they stay in the
+// ledger without an endpoint.
+func (b *Brain) drop(slot int, out []Action) []Action {
+	for _, r := range b.requests {
+		if r.slot == slot {
+			r.slot, r.backlog, r.active = lost, 0, 0
+		}
+	}
+	b.deps.Index.Clear(slot)
+	b.deps.Health.Remove(slot)
+	delete(b.slots, b.endpoints[slot].Endpoint.Endpoint)
+	b.endpoints[slot] = endpoint{}
+	return out
+}
+
+func (b *Brain) freeSlot() int {
+	for i := range b.endpoints {
+		if !b.endpoints[i].present {
+			return i
+		}
+	}
+	b.endpoints = append(b.endpoints, endpoint{})
+	b.grow(len(b.endpoints))
+	return len(b.endpoints) - 1
+}
+
+// grow makes the per-slot arrays of a decision n long.
+func (b *Brain) grow(n int) {
+	v := &b.view
+	v.ID, v.InFlight = make([]fleet.EndpointID, n), make([]int, n)
+	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
+	v.KVTokens, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
+	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
+	b.plan.Score = make([]float64, n)
+	b.depth = make([]int32, n)
+	b.verdict = make([]fleet.Verdict, n)
+}
+
+// at returns the slot of an endpoint that ev's sender believed to have
+// generation gen, or false when that process is gone.
+func (b *Brain) at(id fleet.EndpointID, gen fleet.Gen) (int, bool) {
+	slot, ok := b.slots[id]
+	return slot, ok && b.endpoints[slot].Gen == gen
+}
+
+func (b *Brain) onSample(ev *Sample, out []Action) []Action {
+	slot, ok := b.at(ev.Endpoint, ev.Gen)
+	if !ok {
+		return out
+	}
+	if ev.Failure != fleet.FailNone {
+		if ev.Failure.Blames() {
+			out = b.blame(slot, ev.Failure, out)
+		}
+		return out
+	}
+	e := &b.endpoints[slot]
+	if e.sampled && ev.Taken < e.sample.Taken {
+		return out // overtaken by a younger one
+	}
+	e.sample, e.sampled = *ev, true
+	g := ev.Gauges
+	if g.Known.Has(fleet.KnownRunning | fleet.KnownWaiting) {
+		// Requests that end between the reading and now would look like somebody
+		// else's: compare with the most that we had there since the last sample.
+		e.external = max(g.Running+g.Waiting-e.peak, 0)
+	}
+	e.peak = e.inFlight
+	if g.Known.Has(fleet.KnownKVCapacity) && e.Limits.KVTokens == 0 {
+		e.limits.BlockTokens = g.KVBlock
+		if kvTokens := fleet.Tokens(g.KVBlocks) * g.KVBlock; kvTokens != e.limits.KVTokens {
+			e.limits.KVTokens = kvTokens
+			b.deps.Index.SetCapacity(slot, b.config.Index.Keys(kvTokens))
+		}
+	}
+	return b.pump(out)
+}
+
+func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
+	slot, ok := b.at(ev.Endpoint, ev.Gen)
+	if !ok {
+		return out
+	}
+	if b.deps.Health.Probed(b.now, slot, ev.OK) {
+		out = b.tellFitness(slot, fleet.FailNone, out)
+		// What returns after a failure may be a new process: believe nothing cached.
+		b.deps.Index.Clear(slot)
+	}
+	return b.pump(out)
+}
+
+// blame records a failure against an endpoint.
+func (b *Brain) blame(slot int, kind fleet.Failure, out []Action) []Action {
+	if b.deps.Health.Failure(b.now, slot, kind) {
+		out = b.tellFitness(slot, kind, out)
+	}
+	return out
+}
+
+func (b *Brain) tellFitness(slot int, cause fleet.Failure, out []Action) []Action {
+	e := &b.endpoints[slot]
+	return append(out, Action{
+		Kind: Fitness, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Health: b.deps.Health.State(slot), Cause: cause,
+	})
+}
+
+func (b *Brain) sampleAge(e *endpoint) time.Duration {
+	if !e.sampled {
+		return neverSampled
+	}
+	return max(b.now.Sub(e.sample.Taken), 0)
+}
+
+func (b *Brain) onTick(out []Action) []Action {
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		if e.present && b.deps.Health.Due(b.now, i) {
+			out = append(out, Action{Kind: Probe, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen})
+		}
+	}
+	for {
+		it, ok := b.deps.Queue.Expired(b.now)
+		if !ok {
+			return b.pump(out)
+		}
+		r := b.requests[it.Req]
+		b.tally.Expired++
+		out = append(out, Action{
+			Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseExpired, RetryAfter: b.deps.Queue.RetryAfter(b.now),
+		})
+		b.forget(r)
+	}
+}

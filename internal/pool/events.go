@@ -1,0 +1,125 @@
+package pool
+
+import (
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
+)
+
+// Event is something the brain is told. The set is closed: each type has one
+// handler in Brain and one encoding in codec.go. Events are passed as pointers
+// and may be reused by the caller after Step returns.
+type Event interface{ isEvent() }
+
+// Configure replaces the brain's configuration. Requests and endpoints stay.
+type Configure struct{ Config Config }
+
+// Change says what happened to an endpoint.
+type Change uint8
+
+// The changes of an endpoint.
+const (
+	EndpointUp    Change = iota // it is there: new, or known with changed facts
+	EndpointDrain               // it takes nothing new and finishes what it has
+	EndpointGone                // it is no more; what it had has failed or will
+)
+
+// Endpoint tells of an endpoint that came, changed or went.
+type Endpoint struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen // a higher generation is a new process with an empty cache
+	Change   Change
+	Role     fleet.Role
+	Limits   fleet.Limits
+	Step     perf.Step // believed step time; zero when unknown
+}
+
+// Sample is one reading of an endpoint's gauges, or the failure to get one.
+type Sample struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen
+	Taken    fleet.Time    // when the engine answered
+	Failure  fleet.Failure // FailNone when Gauges were read
+	Gauges   fleet.Gauges
+}
+
+// Probed answers a Probe action.
+type Probed struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen
+	OK       bool
+}
+
+// Arrive is a new request. ReqIDs must be new.
+type Arrive struct {
+	Req       fleet.ReqID
+	Tenant    uint64       // hash of whom it is charged to; 0 anonymous
+	Prompt    fleet.Tokens // prompt tokens, estimated
+	MaxOut    fleet.Tokens // output limit; 0 when the request sets none
+	SLO       fleet.SLO
+	Chain     []kv.Key
+	KeyTokens float64 // prompt tokens each key of Chain covers
+}
+
+// Leg reports progress of one attempt of a request.
+type Leg struct {
+	Req     fleet.ReqID
+	Attempt int
+	Phase   fleet.Phase
+	Output  fleet.Tokens  // tokens generated so far, with PhaseProgress
+	Usage   fleet.Usage   // with PhaseDone
+	Failure fleet.Failure // with PhaseFailed
+	// Committed says, with PhaseFailed, that the client has seen part of the
+	// answer, so that no other endpoint may start it again.
+	Committed bool
+}
+
+// Gone says that the client left before its answer ended.
+type Gone struct{ Req fleet.ReqID }
+
+// Tick says only that time has passed; see Brain.Wake.
+type Tick struct{}
+
+func (*Configure) isEvent() {}
+func (*Endpoint) isEvent()  {}
+func (*Sample) isEvent()    {}
+func (*Probed) isEvent()    {}
+func (*Arrive) isEvent()    {}
+func (*Leg) isEvent()       {}
+func (*Gone) isEvent()      {}
+func (*Tick) isEvent()      {}
+
+// ActionKind says what an action asks for.
+type ActionKind uint8
+
+// The kinds of action.
+const (
+	Dispatch ActionKind = iota // send the request to Endpoint
+	Cancel                     // stop the attempt at Endpoint and free what it holds
+	Refuse                     // answer the client with Refusal
+	Probe                      // ask whether Endpoint is fit; answer with Probed
+	Fitness                    // tell: Endpoint's health is now Health
+)
+
+var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness"}
+
+// String returns the kind's name.
+func (k ActionKind) String() string { return actionNames[k] }
+
+// Action is something the brain asks its shell to do. Only the fields named
+// with its kind are set.
+type Action struct {
+	Kind       ActionKind
+	Req        fleet.ReqID      // Dispatch, Cancel, Refuse
+	Attempt    int              // Dispatch, Cancel
+	Endpoint   fleet.EndpointID // Dispatch, Cancel, Probe, Fitness
+	Gen        fleet.Gen        // Dispatch, Cancel, Probe, Fitness
+	Decision   *fleet.Decision  // Dispatch; valid until the next Step
+	Refusal    fleet.Refusal    // Refuse
+	RetryAfter time.Duration    // Refuse; 0 when coming back will not help
+	Health     health.State     // Fitness
+	Cause      fleet.Failure    // Fitness: what led to an ejection
+}

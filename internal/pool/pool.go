@@ -1,0 +1,163 @@
+// Package pool is the brain of one pool: events in, actions out. It keeps two
+// tables, requests and endpoints, and lets the deciders decide: flow when,
+// route where, health who is fit, kv what is cached. It has no clock, no
+// goroutine and no formula of its own, so the live gateway and the simulator
+// drive the same code, and a journal of its events replays to the same actions.
+package pool
+
+import (
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/route"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// Brain decides for one pool. It is not safe for concurrent use: the shell
+// around it holds a lock.
+type Brain struct {
+	config Config
+	deps   Deps
+	rand   *stat.Rand
+
+	requests  map[fleet.ReqID]*request
+	endpoints []endpoint // by slot; slots of endpoints that left are reused
+	slots     map[fleet.EndpointID]int
+
+	now   fleet.Time
+	tally Tally
+
+	free    []*request // request records for reuse
+	view    route.View
+	query   route.Query
+	plan    route.Plan
+	depth   []int32
+	verdict []fleet.Verdict
+	records []*fleet.Decision // one per dispatch of the present step, reused by the next
+	used    int
+}
+
+// Tally counts requests by what became of them:
+// Arrived = Queued + InFlight + Done + Shed + Expired + Failed + Cancelled.
+type Tally struct {
+	Arrived, Queued, InFlight uint64
+	Done                      uint64 // answered as the engine meant it
+	Shed                      uint64 // refused without having been sent
+	Expired                   uint64 // waited too long
+	Failed                    uint64 // sent, and not answered
+	Cancelled                 uint64 // the client left
+	Retried                   uint64 // attempts after the first; not part of the sum
+}
+
+// request is one row of the request table: a request that has arrived and not
+// ended.
+type request struct {
+	Arrive
+	arrived  fleet.Time
+	attempts int
+	slot     int // where it is dispatched; -1 while it waits
+	tried    []fleet.EndpointID
+	backlog  fleet.Tokens // what it adds to the endpoint's backlog now
+	active   fleet.Tokens // what it adds to the endpoint's active tokens now
+	failure  fleet.Failure
+}
+
+// endpoint is one row of the endpoint table.
+type endpoint struct {
+	Endpoint // as last told; Change is its state
+	present  bool
+	limits   fleet.Limits // told, completed by what its gauges say
+	sample   Sample
+	sampled  bool
+	external int // requests seen in gauges that are not ours
+	peak     int // most of ours in flight since the last sample
+
+	inFlight int
+	backlog  fleet.Tokens
+	active   fleet.Tokens
+
+	dispatched, failed uint64
+}
+
+// New returns a brain with no endpoints. Equal configurations, dependencies in
+// equal state and equal seeds give equal brains.
+func New(c Config, d Deps, seed uint64) *Brain {
+	return &Brain{
+		config: c, deps: d, rand: stat.NewRand(seed, "route"),
+		requests: map[fleet.ReqID]*request{}, slots: map[fleet.EndpointID]int{},
+	}
+}
+
+// Step tells the brain of ev at time now, which must not fall, and appends the
+// actions that follow to out. It keeps nothing of ev.
+func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
+	b.now = max(b.now, now)
+	b.used = 0
+	switch ev := ev.(type) {
+	case *Configure:
+		out = b.onConfigure(ev, out)
+	case *Endpoint:
+		out = b.onEndpoint(ev, out)
+	case *Sample:
+		out = b.onSample(ev, out)
+	case *Probed:
+		out = b.onProbed(ev, out)
+	case *Arrive:
+		out = b.onArrive(ev, out)
+	case *Leg:
+		out = b.onLeg(ev, out)
+	case *Gone:
+		out = b.onGone(ev, out)
+	case *Tick:
+		out = b.onTick(out)
+	}
+	return out
+}
+
+// Wake returns when Step(now, Tick) is due next, Never if nothing is pending.
+func (b *Brain) Wake() fleet.Time {
+	at := b.deps.Queue.Deadline()
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			at = min(at, b.deps.Health.NextProbe(i))
+		}
+	}
+	return at
+}
+
+// Tally returns the counts so far.
+func (b *Brain) Tally() Tally {
+	t := b.tally
+	t.Queued = uint64(b.deps.Queue.Len())
+	t.InFlight = uint64(len(b.requests)) - t.Queued
+	return t
+}
+
+// View fills dst with the state of every endpoint, in order of id, reusing its
+// memory.
+func (b *Brain) View(dst *fleet.Snapshot) {
+	dst.At, dst.Queued = b.now, b.deps.Queue.Len()
+	dst.Endpoints = dst.Endpoints[:0]
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		if !e.present {
+			continue
+		}
+		s := fleet.EndpointState{
+			ID: e.Endpoint.Endpoint, Gen: e.Gen, Role: e.Role, Limits: e.limits, Draining: e.Change == EndpointDrain,
+			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: e.backlog, Active: e.active,
+			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.cached(i),
+			Requests: e.dispatched, Failures: e.failed,
+		}
+		if b.deps.Health.State(i) == health.Ejected && b.deps.Health.NextProbe(i) != fleet.Never {
+			s.EjectedFor = max(b.deps.Health.NextProbe(i).Sub(b.now), 0)
+		}
+		dst.Endpoints = append(dst.Endpoints, s)
+	}
+	slices.SortFunc(dst.Endpoints, func(a, b fleet.EndpointState) int { return int(a.ID) - int(b.ID) })
+}
+
+func (b *Brain) cached(slot int) fleet.Tokens {
+	return fleet.Tokens(b.deps.Index.Held(slot)) * b.config.Index.KeyTokens
+}

@@ -1,0 +1,317 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/journal"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/route"
+	"penstock.dev/penstock/internal/stat"
+)
+
+func newBrain(t testing.TB, c Config) *Brain {
+	t.Helper()
+	d, err := Assemble(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(c, d, 7)
+}
+
+// machine is a random but lawful world around a brain: requests arrive, move
+// through their phases or fail, endpoints come and go, probes are answered.
+type machine struct {
+	b       *Brain
+	rec     *Recorder
+	now     fleet.Time
+	next    fleet.ReqID
+	flights map[fleet.ReqID]int // request -> attempt under way; 0 while it waits
+	probes  []Action
+	out     []Action
+}
+
+func (m *machine) step(t *rapid.T, ev Event) {
+	m.out = m.b.Step(m.now, ev, m.out[:0])
+	if err := m.rec.Record(m.now, ev, m.out); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range m.out {
+		switch a.Kind {
+		case Dispatch:
+			if _, ok := m.flights[a.Req]; !ok {
+				t.Fatalf("request %d dispatched after its end", a.Req)
+			}
+			m.flights[a.Req] = a.Attempt
+			if a.Decision.Chosen != a.Endpoint || a.Decision.Candidates[0].Endpoint != a.Endpoint {
+				t.Fatalf("decision record does not start with the chosen: %+v", a.Decision)
+			}
+		case Refuse:
+			if _, ok := m.flights[a.Req]; !ok {
+				t.Fatalf("request %d refused after its end", a.Req)
+			}
+			delete(m.flights, a.Req)
+		case Cancel:
+			if _, ok := m.flights[a.Req]; ok {
+				t.Fatalf("request %d cancelled while the client waits", a.Req)
+			}
+		case Probe:
+			m.probes = append(m.probes, a)
+		}
+	}
+}
+
+func (m *machine) anyFlight(t *rapid.T, dispatched bool) (fleet.ReqID, int, bool) {
+	for id := fleet.ReqID(1); id <= m.next; id++ { // ordered, so that rapid can shrink
+		if a, ok := m.flights[id]; ok && (a > 0) == dispatched && rapid.Bool().Draw(t, "this") {
+			return id, a, true
+		}
+	}
+	return 0, 0, false
+}
+
+// TestBrainKeepsItsLaws runs random lawful histories and holds after every step
+// that requests are conserved, that the ledger equals what is in flight, and at
+// the end that it returns to zero and that the journal replays byte-equal.
+func TestBrainKeepsItsLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := Default()
+		c.Policy = rapid.SampledFrom([]route.Spec{
+			{Name: "prefix-affinity"}, {Name: "random"}, {Name: "p2c"}, {Name: "round-robin"},
+			{Name: "weighted", Weights: map[string]float64{"prefix": 3, "queue": 2}},
+		}).Draw(t, "policy")
+		c.Room.MaxInFlight = rapid.IntRange(1, 3).Draw(t, "inflight")
+		c.Queue.MaxRequests = rapid.IntRange(0, 3).Draw(t, "queue")
+		c.Queue.MaxWait = 5 * time.Second
+		c.Retry.Burst = 2
+		d, err := Assemble(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var raw bytes.Buffer
+		jw := journal.NewWriter(&raw)
+		rec, err := NewRecorder(jw, c, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}}
+		t.Repeat(m.moves())
+		m.drain(t)
+		if err := jw.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		jr, err := journal.NewReader(&raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replayed, n, err := Replay(jr)
+		if err != nil {
+			t.Fatalf("after %d steps: %v", n, err)
+		}
+		if replayed.Tally() != m.b.Tally() {
+			t.Fatalf("replayed tally %+v, live %+v", replayed.Tally(), m.b.Tally())
+		}
+	})
+}
+
+func (m *machine) moves() map[string]func(*rapid.T) {
+	return map[string]func(*rapid.T){
+		"arrive": func(t *rapid.T) {
+			m.next++
+			m.flights[m.next] = 0
+			m.step(t, &Arrive{
+				Req: m.next, Prompt: fleet.Tokens(rapid.IntRange(1, 5000).Draw(t, "prompt")),
+				Chain: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "chain")), KeyTokens: 64,
+			})
+		},
+		"leg": func(t *rapid.T) {
+			id, a, ok := m.anyFlight(t, true)
+			if !ok {
+				t.Skip()
+			}
+			l := &Leg{Req: id, Attempt: a, Phase: rapid.SampledFrom([]fleet.Phase{
+				fleet.PhaseSent, fleet.PhaseFirstToken, fleet.PhaseProgress, fleet.PhaseDone, fleet.PhaseFailed,
+			}).Draw(t, "phase")}
+			switch l.Phase {
+			case fleet.PhaseProgress:
+				l.Output = fleet.Tokens(rapid.IntRange(0, 500).Draw(t, "out"))
+			case fleet.PhaseDone:
+				delete(m.flights, id)
+			case fleet.PhaseFailed:
+				l.Failure = fleet.Failure(rapid.IntRange(int(fleet.FailConnect), int(fleet.FailClient)).Draw(t, "failure"))
+				l.Committed = rapid.Bool().Draw(t, "committed")
+				if l.Committed || l.Failure == fleet.FailClient {
+					delete(m.flights, id)
+				} else {
+					m.flights[id] = 0
+				}
+			}
+			m.step(t, l)
+		},
+		"client leaves": func(t *rapid.T) {
+			id, _, ok := m.anyFlight(t, rapid.Bool().Draw(t, "dispatched"))
+			if !ok {
+				t.Skip()
+			}
+			delete(m.flights, id)
+			m.step(t, &Gone{Req: id})
+		},
+		"endpoint": func(t *rapid.T) {
+			m.step(t, &Endpoint{
+				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")),
+				Change: rapid.SampledFrom([]Change{EndpointUp, EndpointUp, EndpointDrain, EndpointGone}).Draw(t, "change"),
+			})
+		},
+		"sample": func(t *rapid.T) {
+			s := &Sample{
+				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")), Taken: m.now,
+				Gauges: fleet.Gauges{Known: fleet.Known(rapid.IntRange(0, 15).Draw(t, "known")), Running: 3, KVBlocks: 100, KVBlock: 16},
+			}
+			if rapid.Bool().Draw(t, "fails") {
+				s.Failure = fleet.FailConnect
+			}
+			m.step(t, s)
+		},
+		"time": func(t *rapid.T) {
+			m.now += fleet.Time(rapid.IntRange(1, 3000).Draw(t, "ms")) * fleet.Time(time.Millisecond)
+			m.step(t, &Tick{})
+		},
+		"probes": func(t *rapid.T) {
+			for _, p := range m.probes {
+				m.step(t, &Probed{Endpoint: p.Endpoint, Gen: p.Gen, OK: rapid.Bool().Draw(t, "ok")})
+			}
+			m.probes = m.probes[:0]
+		},
+		"": m.check,
+	}
+}
+
+func (m *machine) check(t *rapid.T) {
+	y := m.b.Tally()
+	if y.Arrived != y.Queued+y.InFlight+y.Done+y.Shed+y.Expired+y.Failed+y.Cancelled {
+		t.Fatalf("requests are not conserved: %+v", y)
+	}
+	if y.Queued+y.InFlight != uint64(len(m.flights)) {
+		t.Fatalf("brain has %d open requests, the world %d", y.Queued+y.InFlight, len(m.flights))
+	}
+	var inFlight int
+	var backlog, active fleet.Tokens
+	for _, r := range m.b.requests {
+		if r.slot >= 0 {
+			inFlight++
+			backlog += r.backlog
+			active += r.active
+		}
+	}
+	for i := range m.b.endpoints {
+		e := &m.b.endpoints[i]
+		inFlight -= e.inFlight
+		backlog -= e.backlog
+		active -= e.active
+		if e.inFlight < 0 || e.backlog < 0 || e.active < 0 {
+			t.Fatalf("negative ledger: %+v", e)
+		}
+	}
+	if inFlight != 0 || backlog != 0 || active != 0 {
+		t.Fatalf("ledger differs from its requests by %d in flight, %d backlog, %d active", inFlight, backlog, active)
+	}
+}
+
+// drain ends everything that is open and checks that nothing is left.
+func (m *machine) drain(t *rapid.T) {
+	for id := fleet.ReqID(1); id <= m.next; id++ {
+		if _, ok := m.flights[id]; ok {
+			delete(m.flights, id)
+			m.step(t, &Gone{Req: id})
+		}
+	}
+	m.check(t)
+	for i := range m.b.endpoints {
+		if e := &m.b.endpoints[i]; e.inFlight != 0 || e.backlog != 0 || e.active != 0 {
+			t.Fatalf("ledger leaks at slot %d: %+v", i, e)
+		}
+	}
+}
+
+func TestReplayNamesTheStepThatDiffers(t *testing.T) {
+	c := Default()
+	var raw bytes.Buffer
+	jw := journal.NewWriter(&raw)
+	rec, err := NewRecorder(jw, c, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBrain(t, c)
+	up := &Endpoint{Endpoint: 1, Gen: 1}
+	if err := errors.Join(rec.Record(0, up, b.Step(0, up, nil)), rec.Record(1, &Arrive{Req: 1, Prompt: 10}, nil), jw.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	jr, err := journal.NewReader(&raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Replay(jr); !errors.Is(err, ErrParity) || err.Error() != "replay differs from the journal at step 2 (*pool.Arrive at 1)" {
+		t.Errorf("a missing dispatch gave %v", err)
+	}
+}
+
+func TestDecisionKeepsTheBestOfMany(t *testing.T) {
+	b := newBrain(t, Config{
+		Policy: route.Spec{Name: "least-request"}, Queue: Default().Queue, Room: Default().Room, Retry: Default().Retry,
+		Health: Default().Health, Index: Default().Index, Signals: Default().Signals,
+	})
+	var out []Action
+	for i := range 100 {
+		b.Step(0, &Endpoint{Endpoint: fleet.EndpointID(i + 1), Gen: 1}, nil)
+	}
+	for i := range 250 {
+		out = b.Step(0, &Arrive{Req: fleet.ReqID(i + 1), Prompt: 100}, out[:0])
+	}
+	d := out[0].Decision
+	if len(d.Candidates) != fleet.BestCandidates || d.Counts[fleet.Eligible] != 100 || d.RunnerUp == fleet.NoEndpoint {
+		t.Fatalf("%d candidates, counts %v, runner-up %d", len(d.Candidates), d.Counts, d.RunnerUp)
+	}
+	for i := 1; i < len(d.Candidates); i++ {
+		if d.Candidates[i].Score > d.Candidates[i-1].Score {
+			t.Errorf("candidates out of order at %d", i)
+		}
+	}
+}
+
+// BenchmarkDecision is the whole of one request in the brain: arrive, first
+// token, done.
+func BenchmarkDecision(b *testing.B) {
+	for _, n := range []int{8, 64, 512} {
+		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
+			brain := newBrain(b, Default())
+			for i := range n {
+				brain.Step(0, &Endpoint{Endpoint: fleet.EndpointID(i + 1), Gen: 1}, nil)
+			}
+			chains := make([][]kv.Key, 256)
+			for i := range chains {
+				for k := range 188 {
+					chains[i] = append(chains[i], kv.Key(stat.Mix64(uint64(k)+uint64(max(k-20, 0))*uint64(i)<<20)))
+				}
+			}
+			var out []Action
+			arrive, first, done := Arrive{Prompt: 12000, KeyTokens: 64}, Leg{Attempt: 1, Phase: fleet.PhaseFirstToken}, Leg{Attempt: 1, Phase: fleet.PhaseDone}
+			id := fleet.ReqID(0)
+			b.ReportAllocs()
+			for b.Loop() {
+				id++
+				arrive.Req, first.Req, done.Req = id, id, id
+				arrive.Chain = chains[int(id)%len(chains)]
+				now := fleet.Time(id) * 1000
+				out = brain.Step(now, &arrive, out[:0])
+				out = brain.Step(now, &first, out[:0])
+				out = brain.Step(now, &done, out[:0])
+			}
+		})
+	}
+}

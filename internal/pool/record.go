@@ -1,0 +1,93 @@
+package pool
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/perf"
+)
+
+// writeRecord returns the record of the decision just made for r, valid until
+// the next step.
+func (b *Brain) writeRecord(r *request) *fleet.Decision {
+	if b.used == len(b.records) {
+		b.records = append(b.records, &fleet.Decision{})
+	}
+	d := b.records[b.used]
+	b.used++
+	*d = fleet.Decision{
+		Req: r.Req, Attempt: r.attempts, At: b.now, Policy: b.config.Policy.Name, Prompt: r.Prompt,
+		Queued: b.now.Sub(r.arrived), Chosen: b.view.ID[b.plan.Chosen], Candidates: d.Candidates[:0],
+	}
+	present := 0
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			present++
+			d.Counts[b.verdict[i]]++
+		}
+	}
+	keep := fleet.MaxCandidates
+	if present > keep {
+		keep = fleet.BestCandidates
+	}
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			b.recordCandidate(d, i, r, keep)
+		}
+	}
+	if len(d.Candidates) > 1 && d.Candidates[1].Verdict == fleet.Eligible && !math.IsNaN(d.Candidates[1].Score) {
+		d.RunnerUp = d.Candidates[1].Endpoint
+		d.Margin = d.Candidates[0].Score - d.Candidates[1].Score
+	}
+	return d
+}
+
+// recordCandidate inserts slot i into the record's list, which stays sorted and
+// at most keep long.
+func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) {
+	c := fleet.Candidate{
+		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Backlog: b.view.Backlog[i],
+		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i],
+	}
+	if c.Verdict == fleet.Eligible {
+		c.Score = b.plan.Score[i]
+	}
+	at, _ := slices.BinarySearchFunc(d.Candidates, c, func(x, y fleet.Candidate) int { return better(d.Chosen, x, y) })
+	if at >= keep {
+		return
+	}
+	e := &b.endpoints[i]
+	c.TTFT = e.Step.TTFT(perf.Load{
+		Decoding: max(e.inFlight, 0), Active: e.active, Backlog: e.backlog, Budget: e.limits.BudgetTokens,
+	}, max(r.Prompt-c.Matched, 1))
+	if len(d.Candidates) == keep {
+		d.Candidates = d.Candidates[:keep-1]
+	}
+	d.Candidates = slices.Insert(d.Candidates, at, c)
+}
+
+// better orders candidates for the record: the chosen first, then the eligible
+// by falling score (those the policy did not look at last), then the rest by
+// id.
+func better(chosen fleet.EndpointID, x, y fleet.Candidate) int {
+	rank := func(c fleet.Candidate) int {
+		switch {
+		case c.Endpoint == chosen:
+			return 0
+		case c.Verdict == fleet.Eligible && !math.IsNaN(c.Score):
+			return 1
+		case c.Verdict == fleet.Eligible:
+			return 2
+		}
+		return 3
+	}
+	if o := cmp.Compare(rank(x), rank(y)); o != 0 {
+		return o
+	}
+	if o := cmp.Compare(y.Score, x.Score); o != 0 && rank(x) == 1 {
+		return o
+	}
+	return cmp.Compare(x.Endpoint, y.Endpoint)
+}

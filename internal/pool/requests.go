@@ -1,0 +1,328 @@
+package pool
+
+import (
+	"slices"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/flow"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/kv"
+)
+
+// Where a request is when it is at no endpoint.
+const (
+	waiting = -1 // in the queue
+	lost    = -2 // dispatched to an endpoint that has been removed since
+)
+
+func (b *Brain) onArrive(ev *Arrive, out []Action) []Action {
+	b.tally.Arrived++
+	b.deps.Retries.Arrived()
+	r := b.remember(ev)
+	if b.deps.Queue.Len() == 0 && b.judge(r) > 0 {
+		return b.place(r, out)
+	}
+	if b.noneFit() {
+		b.tally.Shed++
+		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseNoEndpoint, RetryAfter: b.untilProbe()})
+		b.forget(r)
+		return out
+	}
+	if b.deps.Queue.Offer(b.now, flow.Item{Req: r.Req, Enqueued: b.now}) == flow.Full {
+		b.tally.Shed++
+		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseQueueFull, RetryAfter: b.deps.Queue.RetryAfter(b.now)})
+		b.forget(r)
+	}
+	return out
+}
+
+func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
+	r := b.requests[ev.Req]
+	if r == nil || r.slot == waiting || ev.Attempt != r.attempts {
+		return out // of an attempt that has been given up
+	}
+	switch ev.Phase {
+	case fleet.PhaseFirstToken:
+		b.charge(r, -r.backlog, 0)
+		if r.slot != lost && b.deps.Health.Alive(r.slot) {
+			out = b.pump(b.tellFitness(r.slot, fleet.FailNone, out))
+		}
+	case fleet.PhaseProgress:
+		b.charge(r, -r.backlog, r.Prompt+ev.Output-r.active)
+	case fleet.PhaseDone:
+		out = b.done(r, out)
+	case fleet.PhaseFailed:
+		out = b.failed(r, ev, out)
+	}
+	return out
+}
+
+func (b *Brain) onGone(ev *Gone, out []Action) []Action {
+	r := b.requests[ev.Req]
+	if r == nil {
+		return out
+	}
+	b.tally.Cancelled++
+	if r.slot == waiting {
+		b.deps.Queue.Remove(r.Req)
+	} else {
+		if r.slot != lost {
+			e := &b.endpoints[r.slot]
+			out = append(out, Action{Kind: Cancel, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen})
+		}
+		b.release(r)
+	}
+	b.forget(r)
+	return b.pump(out)
+}
+
+func (b *Brain) done(r *request, out []Action) []Action {
+	if r.slot != lost && b.deps.Health.Success(b.now, r.slot) {
+		out = b.tellFitness(r.slot, fleet.FailNone, out)
+	}
+	b.tally.Done++
+	b.release(r)
+	b.forget(r)
+	return b.pump(out)
+}
+
+// failed ends an attempt and decides whether there is another one.
+func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
+	slot := r.slot
+	if slot != lost {
+		e := &b.endpoints[slot]
+		e.failed++
+		r.tried = append(r.tried, e.Endpoint.Endpoint)
+	}
+	b.release(r)
+	if slot != lost && ev.Failure.Blames() {
+		out = b.blame(slot, ev.Failure, out)
+	}
+	r.failure = ev.Failure
+	if !ev.Committed && ev.Failure.Retryable() && b.deps.Retries.Take(r.attempts) {
+		b.tally.Retried++
+		if b.judge(r) > 0 {
+			return b.pump(b.place(r, out))
+		}
+		if b.mayWait() {
+			r.slot = waiting
+			b.deps.Queue.Return(flow.Item{Req: r.Req, Enqueued: r.arrived})
+			return b.pump(out)
+		}
+		b.tally.Retried--
+	}
+	b.tally.Failed++
+	if !ev.Committed && ev.Failure != fleet.FailClient {
+		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: refusalFor(ev.Failure), RetryAfter: b.retryAfter(ev.Failure)})
+	}
+	b.forget(r)
+	return b.pump(out)
+}
+
+func refusalFor(f fleet.Failure) fleet.Refusal {
+	switch f {
+	case fleet.FailTimeout:
+		return fleet.RefuseTimeout
+	case fleet.FailOverload:
+		return fleet.RefuseOverload
+	}
+	return fleet.RefuseEngine
+}
+
+func (b *Brain) retryAfter(f fleet.Failure) time.Duration {
+	if f == fleet.FailOverload {
+		return b.deps.Queue.RetryAfter(b.now)
+	}
+	return 0
+}
+
+// pump sends waiting requests while there is room.
+func (b *Brain) pump(out []Action) []Action {
+	for {
+		it, ok := b.deps.Queue.Peek()
+		if !ok {
+			return out
+		}
+		r := b.requests[it.Req]
+		if b.judge(r) == 0 {
+			if b.mayWait() {
+				return out
+			}
+			b.deps.Queue.Next(b.now)
+			out = b.giveUp(r, out)
+			continue
+		}
+		b.deps.Queue.Next(b.now)
+		out = b.place(r, out)
+	}
+}
+
+// giveUp refuses a request that waited until no endpoint was left for it.
+func (b *Brain) giveUp(r *request, out []Action) []Action {
+	a := Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseNoEndpoint, RetryAfter: b.untilProbe()}
+	if r.attempts > 0 {
+		b.tally.Failed++
+		a.Refusal, a.RetryAfter = refusalFor(r.failure), b.retryAfter(r.failure)
+	} else {
+		b.tally.Shed++
+	}
+	b.forget(r)
+	return append(out, a)
+}
+
+// judge sets the verdict on every endpoint for r and returns how many are
+// eligible.
+func (b *Brain) judge(r *request) int {
+	b.query.Candidates = b.query.Candidates[:0]
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		if !e.present {
+			continue
+		}
+		b.verdict[i] = b.verdictOn(i, e, r)
+		if b.verdict[i] == fleet.Eligible {
+			b.query.Candidates = append(b.query.Candidates, i)
+		}
+	}
+	return len(b.query.Candidates)
+}
+
+func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
+	state := b.deps.Health.State(slot)
+	switch {
+	case e.Role == fleet.RolePrefill || e.Role == fleet.RoleEncode:
+		return fleet.OutRole
+	case e.Change == EndpointDrain:
+		return fleet.OutDraining
+	case slices.Contains(r.tried, e.Endpoint.Endpoint):
+		return fleet.OutTried
+	case state == health.Ejected:
+		return fleet.OutEjected
+	case state == health.Trial && e.inFlight > 0:
+		return fleet.OutTrial
+	case b.config.Room.Full(e.inFlight, e.limits.MaxSeqs):
+		return fleet.OutFull
+	}
+	return fleet.Eligible
+}
+
+// mayWait reports whether, by the last judge, some endpoint will have room
+// again without having to be found fit first.
+func (b *Brain) mayWait() bool {
+	for i := range b.endpoints {
+		if b.endpoints[i].present && (b.verdict[i] == fleet.OutFull || b.verdict[i] == fleet.OutTrial) {
+			return true
+		}
+	}
+	return false
+}
+
+// noneFit reports whether no endpoint could take a request even if it had room.
+func (b *Brain) noneFit() bool {
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		serves := e.Role == fleet.RoleBoth || e.Role == fleet.RoleDecode
+		if e.present && serves && e.Change == EndpointUp && b.deps.Health.State(i) != health.Ejected {
+			return false
+		}
+	}
+	return true
+}
+
+// untilProbe returns when the next ejected endpoint may be found fit again,
+// in whole seconds as Retry-After wants them.
+func (b *Brain) untilProbe() time.Duration {
+	at := fleet.Never
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			at = min(at, b.deps.Health.NextProbe(i))
+		}
+	}
+	if at == fleet.Never {
+		return time.Second
+	}
+	return max(at.Sub(b.now), 0).Truncate(time.Second) + time.Second
+}
+
+// place picks an endpoint among those the last judge found eligible and
+// dispatches r there.
+func (b *Brain) place(r *request, out []Action) []Action {
+	b.look(r)
+	b.deps.Policy.Pick(&b.view, &b.query, b.rand, &b.plan)
+	slot := b.plan.Chosen
+	e := &b.endpoints[slot]
+	r.attempts++
+	r.slot = slot
+	record := b.writeRecord(r)
+	e.dispatched++
+	e.inFlight++
+	e.peak = max(e.peak, e.inFlight)
+	b.charge(r, max(r.Prompt-b.view.Matched[slot], 1), r.Prompt)
+	b.deps.Index.Insert(slot, r.Chain)
+	return append(out, Action{
+		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
+	})
+}
+
+// look fills the view for r.
+func (b *Brain) look(r *request) {
+	b.query.Prompt, b.query.MaxOut = r.Prompt, r.MaxOut
+	b.deps.Index.Match(r.Chain, b.depth)
+	v := &b.view
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		if !e.present {
+			continue
+		}
+		v.ID[i] = e.Endpoint.Endpoint
+		v.InFlight[i], v.Backlog[i], v.Active[i] = e.inFlight, e.backlog, e.active
+		v.KVTokens[i] = e.limits.KVTokens
+		v.Matched[i] = kv.Covered(b.depth[i], r.KeyTokens, r.Prompt)
+		v.SampleAge[i] = b.sampleAge(e)
+		v.Gauges[i] = fleet.Gauges{}
+		if v.SampleAge[i] != neverSampled && v.SampleAge[i] <= b.config.Signals.StaleAfter {
+			v.Gauges[i] = e.sample.Gauges
+			v.InFlight[i] += e.external
+		}
+	}
+}
+
+// charge moves what r weighs at its endpoint.
+func (b *Brain) charge(r *request, backlog, active fleet.Tokens) {
+	if r.slot < 0 {
+		return
+	}
+	e := &b.endpoints[r.slot]
+	e.backlog += backlog
+	e.active += active
+	r.backlog += backlog
+	r.active += active
+}
+
+// release takes r off its endpoint.
+func (b *Brain) release(r *request) {
+	b.charge(r, -r.backlog, -r.active)
+	if r.slot >= 0 {
+		b.endpoints[r.slot].inFlight--
+	}
+	r.slot = lost
+}
+
+// remember makes the table row of a new request, with a copy of its chain.
+func (b *Brain) remember(ev *Arrive) *request {
+	r := &request{}
+	if n := len(b.free); n > 0 {
+		r, b.free = b.free[n-1], b.free[:n-1]
+	}
+	chain := append(r.Chain[:0], ev.Chain...)
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0]}
+	r.Chain = chain
+	b.requests[ev.Req] = r
+	return r
+}
+
+func (b *Brain) forget(r *request) {
+	delete(b.requests, r.Req)
+	b.free = append(b.free, r)
+}
