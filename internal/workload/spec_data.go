@@ -13,6 +13,7 @@ const (
 	defaultTurnInput = 512
 	defaultTurnOut   = 256
 	defaultShared    = 8359
+	defaultModelLen  = 225_000
 )
 
 func parseData(root *object) DataSpec {
@@ -97,7 +98,7 @@ func parseConversations(data, o *object) (*Conversations, uint64) {
 		Input:         distOr(o, Fixed(defaultTurnInput), "input_tokens_per_turn"),
 		Output:        distOr(o, Fixed(defaultTurnOut), "output_tokens_per_turn"),
 		ToolLatency:   distOr(o, Fixed(0), "tool_call_latency_sec"),
-		MaxModelLen:   o.int(0, 1, maxTokens, "max_model_len"),
+		MaxModelLen:   o.int(defaultModelLen, 1, maxTokens, "max_model_len"),
 	}
 	seed := uint64(o.int(0, 0, math.MaxInt64, "seed"))
 	if m := w.MaxModelLen; m > 0 && w.SharedSystem+w.Output.ceiling()+1 > m {
@@ -149,7 +150,7 @@ func parseDist(parent *object, name string) *Dist {
 	o.close()
 	switch d.Kind {
 	case DistFixed:
-		d.Min, d.Max = int(d.Mean), int(math.Ceil(d.Mean))
+		d.Min, d.Max, d.Std = int(d.Mean), int(math.Ceil(d.Mean)), 0
 	case DistUniform:
 		d.Mean = float64(d.Min+d.Max) / 2
 	}

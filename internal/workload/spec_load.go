@@ -7,9 +7,9 @@ import (
 
 // Bounds of what a load stage may ask for.
 const (
-	maxRate    = 1e6        // requests per second
-	minRate    = 1e-6       // one request in twelve days
-	maxStage   = 31_536_000 // seconds, a year
+	maxRate     = 1e6        // requests per second
+	minRate     = 1e-6       // one request in twelve days
+	maxStage    = 31_536_000 // seconds, a year
 	maxInFlight = 1 << 20
 )
 
