@@ -1,0 +1,229 @@
+package enginesim
+
+import (
+	"fmt"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+const blockTokens = int(BlockTokens)
+
+// Engine is one simulated replica. It is not safe for concurrent use; times
+// given to its methods never fall.
+type Engine struct {
+	config Config
+	blocks *blocks
+	byID   map[fleet.ReqID]*sequence
+
+	running []*sequence // in order of arrival
+	waiting queue
+
+	// The step in flight, when stepping: running sequences with a chunk.
+	stepping      bool
+	started, ends fleet.Time
+	batch         Batch
+	ready         fleet.Time   // when the next step may begin, when not stepping
+	stuck         bool         // the head of waiting found no room, and nothing was freed since
+	plan          []fleet.Time // see glide
+
+	undelivered []Output // of steps that ended during Submit or Abort
+	serial      uint64
+	spare       []*sequence
+	stats       Stats
+}
+
+// New returns an idle engine.
+func New(c Config) (*Engine, error) {
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("enginesim: bad configuration: %w", err)
+	}
+	e := &Engine{
+		config: c,
+		blocks: newBlocks(int(c.KVTokens / BlockTokens)),
+		byID:   make(map[fleet.ReqID]*sequence),
+	}
+	e.waiting.init()
+	return e, nil
+}
+
+// Submit queues a request. Requests submitted at one instant can share their
+// first step. It fails with ErrEmpty, ErrDuplicate or *TooLargeError.
+func (e *Engine) Submit(now fleet.Time, r Request) error {
+	if r.Prompt < 1 || r.Output < 1 {
+		return fmt.Errorf("submit %d: prompt %d, output %d: %w", r.ID, r.Prompt, r.Output, ErrEmpty)
+	}
+	if e.byID[r.ID] != nil {
+		return fmt.Errorf("submit %d: %w", r.ID, ErrDuplicate)
+	}
+	// The last token's KV is never needed.
+	if need := ceilDiv(int(r.Prompt+r.Output)-1, blockTokens); need > e.blocks.total {
+		return fmt.Errorf("submit %d: %w", r.ID, &TooLargeError{
+			Need: fleet.Tokens(need) * BlockTokens, Have: fleet.Tokens(e.blocks.total) * BlockTokens})
+	}
+	e.catchUp(now)
+	if !e.stepping && e.waiting.n == 0 {
+		e.ready = max(e.ready, now)
+	}
+	s := e.take()
+	*s = sequence{id: r.ID, chain: r.Chain, prompt: int(r.Prompt), output: int(r.Output), finish: r.Finish}
+	if s.finish == NotFinished {
+		s.finish = FinishLength
+	}
+	e.byID[r.ID] = s
+	e.waiting.pushBack(s)
+	return nil
+}
+
+// Abort takes a request out and frees its blocks at once; full ones stay
+// cached. The step in flight still takes its time. It reports whether the
+// request was in the engine; there will be no Output about it from now on.
+func (e *Engine) Abort(now fleet.Time, id fleet.ReqID) bool {
+	e.catchUp(now)
+	s := e.byID[id]
+	if s == nil {
+		return false
+	}
+	if s.queued() {
+		e.waiting.remove(s)
+	} else {
+		e.dropRunning(s)
+		e.blocks.release(s)
+	}
+	e.stats.Finished[NotFinished]++
+	e.forget(s)
+	return true
+}
+
+// Advance runs the engine up to and including time until. It appends what
+// happened to out, in order, and returns out and the time of the next event:
+// when Advance is due again, if nothing is submitted before. That is
+// fleet.Never for an idle engine.
+func (e *Engine) Advance(until fleet.Time, out []Output) ([]Output, fleet.Time) {
+	out = append(out, e.undelivered...)
+	e.undelivered = e.undelivered[:0]
+	out = e.advance(until, out)
+	switch {
+	case e.stepping && e.calm() && len(e.plan) > 0:
+		return out, e.plan[len(e.plan)-1]
+	case e.stepping:
+		return out, e.ends
+	case e.waiting.n > 0:
+		return out, e.ready
+	}
+	return out, fleet.Never
+}
+
+// catchUp runs what was due strictly before now, for callers that submit or
+// abort without having advanced. What is due exactly now waits for Advance, so
+// that requests submitted at one instant meet in one step.
+func (e *Engine) catchUp(now fleet.Time) {
+	e.undelivered = e.advance(now-1, e.undelivered)
+}
+
+func (e *Engine) advance(until fleet.Time, out []Output) []Output {
+	for {
+		if !e.stepping {
+			if e.ready > until {
+				return out
+			}
+			if out = e.begin(out); !e.stepping {
+				return out
+			}
+		}
+		if e.glide(until); e.ends > until {
+			return out
+		}
+		out = e.finish(out)
+	}
+}
+
+// Stats returns the gauges and counters as of the latest call.
+func (e *Engine) Stats() Stats {
+	s := e.stats
+	s.Running, s.Waiting = len(e.running), e.waiting.n
+	s.TotalBlocks = e.blocks.total
+	s.UsedBlocks = e.blocks.private + e.blocks.used
+	s.CachedBlocks = e.blocks.idle
+	s.EvictedBlocks = e.blocks.evicted
+	return s
+}
+
+// dropRunning takes s out of the running batch. A freed place or block may let
+// the head of the queue in.
+func (e *Engine) dropRunning(s *sequence) {
+	for i, r := range e.running {
+		if r == s {
+			e.running = append(e.running[:i], e.running[i+1:]...)
+			break
+		}
+	}
+	e.stuck = false
+}
+
+// forget ends s, which is in no queue and holds no blocks.
+func (e *Engine) forget(s *sequence) {
+	delete(e.byID, s.id)
+	e.stuck = false
+	*s = sequence{}
+	e.spare = append(e.spare, s)
+}
+
+func (e *Engine) take() *sequence {
+	if n := len(e.spare); n > 0 {
+		s := e.spare[n-1]
+		e.spare = e.spare[:n-1]
+		return s
+	}
+	return new(sequence)
+}
+
+// sequence is a request inside the engine.
+type sequence struct {
+	id             fleet.ReqID
+	serial         uint64 // of this admission; tells its own runs from others
+	chain          []uint64
+	prompt, output int
+	finish         Reason
+
+	generated int  // tokens
+	computed  int  // tokens whose KV is in the cache
+	chunk     int  // tokens it computes in the step in flight
+	cached    int  // prompt tokens found at first admission
+	seen      bool // has been admitted before
+	own       bool // chain is the engine's copy and may be appended to
+	admitted  fleet.Time
+
+	held      int  // blocks, private and published
+	published int  // of those, in the tree
+	tail      *run // the deepest run it holds
+
+	next, prev *sequence // in the waiting queue; nil when running
+}
+
+// known is the number of tokens there are to compute: the prompt and what has
+// been generated.
+func (s *sequence) known() int { return s.prompt + s.generated }
+
+func (s *sequence) queued() bool { return s.next != nil }
+
+// extendChain makes the chain reach n blocks. Keys that the caller did not
+// give follow from the last one and the request's id: nobody else's match.
+func (s *sequence) extendChain(n int) {
+	if len(s.chain) >= n {
+		return
+	}
+	if !s.own {
+		s.chain = append(make([]uint64, 0, (s.prompt+s.output)/blockTokens), s.chain...)
+		s.own = true
+	}
+	for len(s.chain) < n {
+		last := uint64(0)
+		if i := len(s.chain); i > 0 {
+			last = s.chain[i-1]
+		}
+		s.chain = append(s.chain, stat.Mix64(last^stat.Mix64(uint64(s.id)+0x5eed)))
+	}
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }

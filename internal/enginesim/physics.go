@@ -1,0 +1,120 @@
+package enginesim
+
+import (
+	"math"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// Batch is the work of one engine step, in the quantities that decide how long
+// it takes.
+type Batch struct {
+	Step     uint64       // how many steps the engine ran before this one
+	Decodes  int          // sequences that compute one token each (n)
+	Prefills int          // sequences that compute a chunk of prompt
+	Context  fleet.Tokens // tokens whose KV the step reads: what decodes (K) and chunks have before them
+	Prompt   fleet.Tokens // prompt tokens computed, over all chunks (p)
+	// Attention is the attention work of the chunks (A): the sum over prompt
+	// tokens of the tokens before each, in token pairs.
+	Attention float64
+}
+
+// Tokens returns the number of tokens the step computes.
+func (b Batch) Tokens() fleet.Tokens { return fleet.Tokens(b.Decodes) + b.Prompt }
+
+// addChunk counts a chunk of c prompt tokens that has x tokens before it.
+func (b *Batch) addChunk(c, x int) {
+	b.Prefills++
+	b.Prompt += fleet.Tokens(c)
+	b.Context += fleet.Tokens(x)
+	b.Attention += float64(c)*float64(x) + float64(c)*float64(c-1)/2
+}
+
+// Physics is the truth about an engine's speed.
+type Physics interface {
+	// StepTime returns how long the step takes; at least one nanosecond. It is a
+	// function of the batch alone: engines look ahead and may ask twice. Noise
+	// is drawn from Batch.Step, not from a stream.
+	StepTime(Batch) time.Duration
+}
+
+// Speedup divides every time of another Physics, so that a fleet on a wall
+// clock lives through more than one second per second.
+type Speedup struct {
+	Physics Physics
+	By      float64 // above 0; 10 makes a 14 ms step last 1.4 ms
+}
+
+// StepTime returns the inner step's time divided by By.
+func (s Speedup) StepTime(b Batch) time.Duration {
+	return max(1, time.Duration(float64(s.Physics.StepTime(b))/s.By))
+}
+
+// Roofline gives a step the time its slower resource needs (Williams, Waterman
+// and Patterson, 2009), for the two families of kernels that take turns in a
+// transformer:
+//
+//	linear    = max(weights read / bandwidth, FLOPs / peak)
+//	attention = KV read / bandwidth + attention FLOPs / peak
+//	step      = (linear + attention + overhead) x factor x noise
+//
+// Within a linear layer loading weights overlaps with multiplying, hence the
+// max; linear and attention layers follow one another, hence the sum. All
+// coefficients are seconds on one replica: parallelism and efficiencies are
+// divided out when it is made (see Spec.Roofline).
+type Roofline struct {
+	Weights   float64 // s to read the weights once
+	Linear    float64 // s of matrix multiplication per token
+	KV        float64 // s to read one token's KV
+	Attention float64 // s of attention arithmetic per token pair
+	Overhead  float64 // s per step: launches, scheduling, all-reduce latency
+	Sequence  float64 // s per sequence in the step: sampling and input preparation
+
+	Factor float64 // slowness of this replica; 0 means 1, 1.1 is 10 % slower
+	Noise  float64 // standard deviation of the log of a step's time; 0 for none
+	Seed   uint64  // of the noise; replicas need different ones
+}
+
+// StepTime returns the step's duration.
+func (r *Roofline) StepTime(b Batch) time.Duration {
+	tokens := padded(int(b.Tokens()))
+	s := max(r.Weights, r.Linear*float64(tokens)) +
+		r.KV*float64(b.Context) + r.Attention*b.Attention +
+		r.Overhead + r.Sequence*float64(b.Decodes+b.Prefills)
+	if r.Factor > 0 {
+		s *= r.Factor
+	}
+	if r.Noise > 0 {
+		// The mean of the log-normal stays 1: noise must not slow a replica down.
+		s *= math.Exp(r.Noise*normal(r.Seed, b.Step) - r.Noise*r.Noise/2)
+	}
+	return max(1, time.Duration(s*1e9))
+}
+
+// padded is the number of tokens a captured graph computes for a batch of n:
+// graphs exist for 1, 2, 4, then every multiple of 8 up to 256, then every
+// multiple of 16 up to 512; larger batches run at their own size.
+func padded(n int) int {
+	switch {
+	case n <= 2:
+		return n
+	case n <= 4:
+		return 4
+	case n <= 256:
+		return (n + 7) &^ 7
+	case n <= 512:
+		return (n + 15) &^ 15
+	}
+	return n
+}
+
+// normal returns the i-th standard normal variate of a seed, by the transform
+// of Box and Muller (1958) over two hashed uniforms.
+func normal(seed, i uint64) float64 {
+	h := stat.Mix64(seed ^ stat.Mix64(i))
+	u := (float64(h>>11) + 0.5) / (1 << 53)
+	v := float64(stat.Mix64(h)>>11) / (1 << 53)
+	return math.Sqrt(-2*math.Log(u)) * math.Cos(2*math.Pi*v)
+}
