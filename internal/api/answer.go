@@ -1,0 +1,182 @@
+package api
+
+import (
+	"bytes"
+	"strconv"
+
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Chunk is what one event of an answer stream says.
+type Chunk struct {
+	Data     bool // carries a JSON object
+	Done     bool // the closing [DONE]
+	Text     bool // carries output: text, reasoning or a tool call
+	Finish   bool // carries a finish reason
+	Error    bool // carries an error instead of an answer
+	Garbage  bool // carries data that is neither JSON nor [DONE]
+	Usage    fleet.Usage
+	Overload bool // with Error: the engine says it is full
+}
+
+// ReadChunk reads one event of a chat or text completion stream. Events without
+// data, such as keep-alive comments, give a zero Chunk.
+func ReadChunk(event []byte) Chunk {
+	var c Chunk
+	data, ok := eventData(event)
+	if !ok {
+		return c
+	}
+	if bytes.Equal(data, []byte("[DONE]")) {
+		c.Done = true
+		return c
+	}
+	s := scanner{b: data}
+	c.Data = true
+	c.Usage.Cached = -1
+	readAnswer(&s, &c)
+	if s.err != nil {
+		return Chunk{Garbage: true}
+	}
+	return c
+}
+
+// eventData returns the data of an event of one data line; an event of several
+// is joined by nobody we speak with, so only the first counts.
+func eventData(event []byte) ([]byte, bool) {
+	for len(event) > 0 {
+		line := event
+		if n := bytes.IndexAny(event, "\r\n"); n >= 0 {
+			line, event = event[:n], event[n+1:]
+		} else {
+			event = nil
+		}
+		if data, ok := bytes.CutPrefix(line, []byte("data:")); ok {
+			return bytes.TrimSpace(data), true
+		}
+	}
+	return nil, false
+}
+
+// ReadAnswer reads the usage of an answer that is not streamed. It reports
+// false when the body is not a JSON object.
+func ReadAnswer(body []byte) (Chunk, bool) {
+	s := scanner{b: body}
+	c := Chunk{Data: true, Usage: fleet.Usage{Cached: -1}}
+	readAnswer(&s, &c)
+	if s.err == nil {
+		s.end()
+	}
+	return c, s.err == nil
+}
+
+func readAnswer(s *scanner, c *Chunk) {
+	for it := s.object(); it.next(); {
+		switch string(it.key) {
+		case "choices":
+			readChoices(s, c)
+		case "usage":
+			readUsage(s, &c.Usage)
+		case "error":
+			raw := s.value()
+			c.Error = len(raw) > 0 && string(raw) != "null"
+			c.Overload = c.Error && (bytes.Contains(raw, []byte("429")) || bytes.Contains(raw, []byte("503")))
+		default:
+			s.value()
+		}
+	}
+}
+
+func readChoices(s *scanner, c *Chunk) {
+	if s.peek() != '[' {
+		s.value()
+		return
+	}
+	for all := s.array(); all.next(); {
+		if s.peek() != '{' {
+			s.value()
+			continue
+		}
+		for it := s.object(); it.next(); {
+			switch string(it.key) {
+			case "text":
+				c.Text = c.Text || !isEmpty(s.value())
+			case "delta", "message":
+				readDelta(s, c)
+			case "finish_reason":
+				c.Finish = c.Finish || !isEmpty(s.value())
+			default:
+				s.value()
+			}
+		}
+	}
+}
+
+func readDelta(s *scanner, c *Chunk) {
+	if s.peek() != '{' {
+		s.value()
+		return
+	}
+	for it := s.object(); it.next(); {
+		switch string(it.key) {
+		case "role":
+			s.value()
+		default:
+			// content, reasoning, reasoning_content, tool_calls, refusal, audio:
+			// whatever else is not empty is output.
+			c.Text = c.Text || !isEmpty(s.value())
+		}
+	}
+}
+
+func isEmpty(raw []byte) bool {
+	switch string(raw) {
+	case "", `""`, "null", "[]", "{}":
+		return true
+	}
+	return false
+}
+
+// readUsage reads a usage object. Engines that send a zero object with every
+// chunk leave u unknown until the real one comes.
+func readUsage(s *scanner, u *fleet.Usage) {
+	if s.peek() != '{' {
+		s.value()
+		return
+	}
+	got := fleet.Usage{Cached: -1}
+	for it := s.object(); it.next(); {
+		switch string(it.key) {
+		case "prompt_tokens":
+			got.Prompt = count(s)
+		case "completion_tokens":
+			got.Output = count(s)
+		case "prompt_tokens_details":
+			if s.peek() != '{' {
+				s.value()
+				continue
+			}
+			for d := s.object(); d.next(); {
+				if string(d.key) == "cached_tokens" && s.peek() != 'n' {
+					got.Cached = count(s)
+				} else {
+					s.value()
+				}
+			}
+		default:
+			s.value()
+		}
+	}
+	if got.Prompt > 0 || got.Output > 0 {
+		got.Known = true
+		*u = got
+	}
+}
+
+func count(s *scanner) fleet.Tokens {
+	n, err := strconv.ParseInt(string(s.value()), 10, 32)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return fleet.Tokens(n)
+}
