@@ -1,5 +1,7 @@
 package fleet
 
+import "time"
+
 // Phase is a step in the life of one attempt at an endpoint.
 type Phase uint8
 
@@ -77,3 +79,19 @@ var refusalNames = [...]string{"none", "queue-full", "expired", "no-endpoint", "
 
 // String returns the refusal's name.
 func (r Refusal) String() string { return nameOf(refusalNames[:], int(r)) }
+
+// Outcome is what became of a request, as its gateway measured it.
+type Outcome struct {
+	Status   int           // HTTP status sent; 499 when the client left first
+	Refusal  Refusal       // why no engine answered, RefuseNone when one did
+	Failure  Failure       // how the last attempt failed, FailNone when it did not
+	Endpoint EndpointID    // of the last attempt; NoEndpoint when there was none
+	Attempts int           // attempts made
+	Queue    time.Duration // from arrival to the first dispatch
+	TTFT     time.Duration // from arrival to the first token; 0 without one
+	ITL      time.Duration // median gap between events that carried output; 0 with fewer than two
+	Total    time.Duration // from arrival to the end
+	Events   int           // events that carried output
+	Bytes    int64         // bytes of answer sent to the client
+	Usage    Usage
+}

@@ -24,7 +24,7 @@ func (p *roundRobin) Pick(v *View, q *Query, _ *stat.Rand, out *Plan) {
 	}
 	turn := v.ID[out.Chosen]
 	for _, c := range q.Candidates {
-		out.Score[c] = 0 - float64((v.ID[c] + wrap - turn) % wrap)
+		out.Score[c] = 0 - float64((v.ID[c]+wrap-turn)%wrap)
 	}
 	p.last = turn
 }

@@ -1,0 +1,257 @@
+// Package live runs a pool's brain on the wall clock: it holds the lock, reads
+// the clock, keeps the journal, sets the timer and hands each action to whom it
+// concerns. It decides nothing. It is to pool.Brain what Node is to RawNode in
+// etcd's raft.
+package live
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/pool"
+)
+
+// Target is an endpoint as the outside world knows it.
+type Target struct {
+	Name   string // unique within the pool
+	URL    string // base URL, without a path
+	Role   fleet.Role
+	Limits fleet.Limits // what configuration says; zero fields are learnt
+	Step   perf.Step    // believed step time; zero when unknown
+}
+
+// Endpoint is a Target the pool has taken on.
+type Endpoint struct {
+	Target
+	ID  fleet.EndpointID
+	Gen fleet.Gen
+}
+
+// Options are what a Pool needs besides its configuration. Only Config is
+// required.
+type Options struct {
+	Name   string // of the pool, for logs and metrics
+	Config pool.Config
+	Seed   uint64
+	Log    *slog.Logger
+	// Journal records every step when set. Its errors are logged once; serving
+	// goes on.
+	Journal *pool.Recorder
+	// Decided is told of every placement, under the pool's lock: it must copy
+	// what it keeps and return at once.
+	Decided func(*Ticket, *fleet.Decision)
+	// Probe is asked to find out whether an endpoint is fit; it must not block
+	// and must call Probed once.
+	Probe func(Endpoint)
+	// Fitness is told when an endpoint's health changes; it must not block.
+	Fitness func(e Endpoint, state health.State, cause fleet.Failure)
+}
+
+// Pool is a brain in service. All methods are safe for concurrent use.
+type Pool struct {
+	options Options
+	start   time.Time
+
+	mu        sync.Mutex
+	brain     *pool.Brain
+	out       []pool.Action
+	tickets   map[fleet.ReqID]*Ticket
+	endpoints map[fleet.EndpointID]Endpoint
+	byName    map[string]fleet.EndpointID
+	lastReq   fleet.ReqID
+	lastID    fleet.EndpointID
+	timer     *time.Timer
+	wake      fleet.Time // what timer is set to
+	closed    bool
+	journaled bool // false once the journal has failed
+}
+
+// NewPool returns a pool without endpoints. Close must be called.
+func NewPool(o Options) (*Pool, error) {
+	deps, err := pool.Assemble(o.Config)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", o.Name, err)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Pool{
+		options: o, start: time.Now(), brain: pool.New(o.Config, deps, o.Seed),
+		tickets: map[fleet.ReqID]*Ticket{}, endpoints: map[fleet.EndpointID]Endpoint{}, byName: map[string]fleet.EndpointID{},
+		wake: fleet.Never, journaled: o.Journal != nil,
+	}
+	p.timer = time.AfterFunc(time.Hour, func() { p.step(&pool.Tick{}) })
+	p.timer.Stop()
+	return p, nil
+}
+
+// Name returns the pool's name.
+func (p *Pool) Name() string { return p.options.Name }
+
+// Close stops the timer. Tickets still open get no further orders.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.timer.Stop()
+}
+
+// Now returns the present instant on the pool's clock.
+func (p *Pool) Now() fleet.Time { return fleet.Time(time.Since(p.start)) }
+
+// step tells the brain of ev and carries out what follows.
+func (p *Pool) step(ev pool.Event) {
+	var later []func()
+	p.mu.Lock()
+	if !p.closed {
+		later = p.stepLocked(ev)
+	}
+	p.mu.Unlock()
+	for _, f := range later {
+		f()
+	}
+}
+
+// stepLocked steps the brain and returns what must be done without the lock.
+func (p *Pool) stepLocked(ev pool.Event) (later []func()) {
+	now := p.Now()
+	p.out = p.brain.Step(now, ev, p.out[:0])
+	if p.journaled {
+		if err := p.options.Journal.Record(now, ev, p.out); err != nil {
+			p.journaled = false
+			later = append(later, func() { p.options.Log.Error("journal failed; recording stops, serving goes on", "err", err) })
+		}
+	}
+	for i := range p.out {
+		if f := p.actLocked(&p.out[i]); f != nil {
+			later = append(later, f)
+		}
+	}
+	if at := p.brain.Wake(); at != p.wake {
+		p.wake = at
+		if at == fleet.Never {
+			p.timer.Stop()
+		} else {
+			p.timer.Reset(max(at.Sub(now), 0))
+		}
+	}
+	if _, ok := ev.(*pool.Tick); ok && p.wake != fleet.Never {
+		// The timer has fired: arm it even when the time it was set to stands.
+		p.timer.Reset(max(p.wake.Sub(now), time.Millisecond))
+	}
+	return later
+}
+
+// actLocked carries out one action; what may take the lock again is returned.
+func (p *Pool) actLocked(a *pool.Action) func() {
+	switch a.Kind {
+	case pool.Dispatch:
+		t := p.tickets[a.Req]
+		if p.options.Decided != nil {
+			p.options.Decided(t, a.Decision)
+		}
+		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Attempt: a.Attempt})
+	case pool.Refuse:
+		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})
+	case pool.Cancel:
+		if t := p.tickets[a.Req]; t != nil && t.cancel != nil {
+			return t.cancel
+		}
+	case pool.Probe:
+		if e, ok := p.endpoints[a.Endpoint]; ok && p.options.Probe != nil {
+			return func() { p.options.Probe(e) }
+		}
+	case pool.Fitness:
+		e, state, cause := p.endpoints[a.Endpoint], a.Health, a.Cause
+		if p.options.Fitness != nil {
+			return func() { p.options.Fitness(e, state, cause) }
+		}
+	}
+	return nil
+}
+
+// Configure replaces the pool's configuration, which must be valid.
+func (p *Pool) Configure(c pool.Config) { p.step(&pool.Configure{Config: c}) }
+
+// Sampled reports a reading of an endpoint's gauges.
+func (p *Pool) Sampled(e Endpoint, taken fleet.Time, g fleet.Gauges, failure fleet.Failure) {
+	p.step(&pool.Sample{Endpoint: e.ID, Gen: e.Gen, Taken: taken, Gauges: g, Failure: failure})
+}
+
+// Probed reports the answer to a probe.
+func (p *Pool) Probed(e Endpoint, ok bool) {
+	p.step(&pool.Probed{Endpoint: e.ID, Gen: e.Gen, OK: ok})
+}
+
+// Add takes on a new endpoint or changes the one of the same name. A changed
+// URL makes it another process: a new generation.
+func (p *Pool) Add(t Target) Endpoint {
+	p.mu.Lock()
+	id, known := p.byName[t.Name]
+	e := Endpoint{Target: t, ID: id, Gen: 1}
+	if !known {
+		p.lastID++
+		e.ID = p.lastID
+	} else if e.Gen = p.endpoints[id].Gen; p.endpoints[id].URL != t.URL {
+		e.Gen++
+	}
+	p.byName[t.Name] = e.ID
+	p.endpoints[e.ID] = e
+	p.mu.Unlock()
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Step: t.Step})
+	return e
+}
+
+// Drain gives an endpoint nothing new.
+func (p *Pool) Drain(e Endpoint) {
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Step: e.Step})
+}
+
+// Remove forgets an endpoint.
+func (p *Pool) Remove(e Endpoint) {
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointGone})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byName[e.Name] == e.ID {
+		delete(p.byName, e.Name)
+	}
+	delete(p.endpoints, e.ID)
+}
+
+// Endpoints returns the pool's endpoints in no particular order.
+func (p *Pool) Endpoints() []Endpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Endpoint, 0, len(p.endpoints))
+	for _, e := range p.endpoints {
+		all = append(all, e)
+	}
+	return all
+}
+
+// EndpointName returns the name of an endpoint, "" for one that is gone.
+func (p *Pool) EndpointName(id fleet.EndpointID) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.endpoints[id].Name
+}
+
+// View fills dst with the present state.
+func (p *Pool) View(dst *fleet.Snapshot) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.brain.View(dst)
+	dst.At = p.Now()
+}
+
+// Tally returns the request counts.
+func (p *Pool) Tally() pool.Tally {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.brain.Tally()
+}

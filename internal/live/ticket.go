@@ -1,0 +1,130 @@
+package live
+
+import (
+	"context"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/pool"
+)
+
+// Order tells the holder of a ticket what to do: send the request to Endpoint,
+// or, when Refusal is set, answer the client with it.
+type Order struct {
+	Endpoint   Endpoint
+	Attempt    int
+	Refusal    fleet.Refusal
+	RetryAfter time.Duration
+}
+
+// Ticket is one request's place in a pool. It owns the request's entry in the
+// ledger: Close must be called on every path, and ends the entry if nothing
+// else has. A ticket is used by one goroutine.
+type Ticket struct {
+	// ID is the request id that the client knows.
+	ID string
+
+	pool    *Pool
+	req     fleet.ReqID
+	orders  chan Order
+	cancel  context.CancelFunc // stops the attempt under way; under the pool's lock
+	attempt int
+	ended   bool
+	arrived time.Time
+}
+
+// maxPending is how many orders can be waiting for a ticket: the brain gives
+// the next one only after the last one's attempt has been reported.
+const maxPending = 2
+
+// Open brings a request before the pool. The event's Req is assigned here; its
+// memory may be reused at once.
+func (p *Pool) Open(id string, ev *pool.Arrive) *Ticket {
+	t := &Ticket{ID: id, pool: p, orders: make(chan Order, maxPending), arrived: time.Now()}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		t.ended = true
+		t.orders <- Order{Refusal: fleet.RefuseDraining}
+		return t
+	}
+	p.lastReq++
+	t.req = p.lastReq
+	ev.Req = t.req
+	p.tickets[t.req] = t
+	later := p.stepLocked(ev)
+	p.mu.Unlock()
+	for _, f := range later {
+		f()
+	}
+	return t
+}
+
+func (t *Ticket) give(o Order) { t.orders <- o }
+
+// Req returns the request's number within the pool.
+func (t *Ticket) Req() fleet.ReqID { return t.req }
+
+// Arrived returns when the ticket was opened.
+func (t *Ticket) Arrived() time.Time { return t.arrived }
+
+// Wait returns the next order. It fails only with the context.
+func (t *Ticket) Wait(ctx context.Context) (Order, error) {
+	select {
+	case o := <-t.orders:
+		t.attempt = o.Attempt
+		t.ended = t.ended || o.Refusal != fleet.RefuseNone
+		return o, nil
+	case <-ctx.Done():
+		return Order{}, context.Cause(ctx)
+	}
+}
+
+// Sent reports that the attempt is on its way; cancel stops it.
+func (t *Ticket) Sent(cancel context.CancelFunc) {
+	t.pool.mu.Lock()
+	t.cancel = cancel
+	t.pool.mu.Unlock()
+	t.leg(pool.Leg{Phase: fleet.PhaseSent})
+}
+
+// FirstToken reports the first token of the attempt.
+func (t *Ticket) FirstToken() { t.leg(pool.Leg{Phase: fleet.PhaseFirstToken}) }
+
+// Progress reports how many tokens have been generated so far. At most four
+// calls a second are wanted.
+func (t *Ticket) Progress(output fleet.Tokens) {
+	t.leg(pool.Leg{Phase: fleet.PhaseProgress, Output: output})
+}
+
+// Done reports that the answer ended as the engine meant it.
+func (t *Ticket) Done(u fleet.Usage) {
+	t.leg(pool.Leg{Phase: fleet.PhaseDone, Usage: u})
+	t.ended = true
+}
+
+// Failed reports that the attempt failed. It reports whether an order follows:
+// another attempt or a refusal. None does when the client has seen part of the
+// answer (committed) or the whole of the engine's own error (FailClient).
+func (t *Ticket) Failed(f fleet.Failure, committed bool) (orderFollows bool) {
+	t.leg(pool.Leg{Phase: fleet.PhaseFailed, Failure: f, Committed: committed})
+	t.ended = committed || f == fleet.FailClient
+	return !t.ended
+}
+
+func (t *Ticket) leg(l pool.Leg) {
+	l.Req, l.Attempt = t.req, t.attempt
+	t.pool.step(&l)
+}
+
+// Close ends the ticket. If the request has not ended, its client has left:
+// what it holds is freed and the attempt under way cancelled.
+func (t *Ticket) Close() {
+	if !t.ended {
+		t.ended = true
+		t.pool.step(&pool.Gone{Req: t.req})
+	}
+	t.pool.mu.Lock()
+	delete(t.pool.tickets, t.req)
+	t.pool.mu.Unlock()
+}
