@@ -7,40 +7,51 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// series is one metric a dialect reads, and what to do with its samples.
-type series struct {
+// gauge is something a dialect's metrics tell.
+type gauge uint8
+
+const (
+	running gauge = iota
+	waiting
+	kvUsage
+	cacheConfig
+)
+
+// vllmSeries are the names of vLLM's gauges, older ones that were replaced
+// included.
+var vllmSeries = []struct {
 	name string
-	take func(g *fleet.Gauges, labels []byte, value float64)
+	is   gauge
+}{
+	{"vllm:num_requests_running", running},
+	{"vllm:num_requests_waiting", waiting},
+	{"vllm:kv_cache_usage_perc", kvUsage},
+	{"vllm:gpu_cache_usage_perc", kvUsage},
+	{"vllm:cache_config_info", cacheConfig},
 }
 
-// vllmSeries are vLLM's gauges. Counts of several engine processes behind one
-// port add up; usage is that of the fullest. Newer names come after the older
-// ones they replaced.
-var vllmSeries = []series{
-	{"vllm:num_requests_running", func(g *fleet.Gauges, _ []byte, v float64) {
+// take adds one sample. Counts of several engine processes behind one port add
+// up; usage is that of the fullest.
+func take(g *fleet.Gauges, is gauge, labels []byte, v float64) {
+	switch is {
+	case running:
 		g.Running += int(v)
 		g.Known |= fleet.KnownRunning
-	}},
-	{"vllm:num_requests_waiting", func(g *fleet.Gauges, _ []byte, v float64) {
+	case waiting:
 		g.Waiting += int(v)
 		g.Known |= fleet.KnownWaiting
-	}},
-	{"vllm:gpu_cache_usage_perc", takeUsage},
-	{"vllm:kv_cache_usage_perc", takeUsage},
-	{"vllm:cache_config_info", func(g *fleet.Gauges, labels []byte, _ float64) {
+	case kvUsage:
+		g.KVUsage = max(g.KVUsage, v)
+		g.Known |= fleet.KnownKVUsage
+	case cacheConfig:
 		blocks, ok1 := number(label(labels, "num_gpu_blocks"))
 		block, ok2 := number(label(labels, "block_size"))
-		if ok1 && ok2 && blocks >= 1 && block >= 1 {
+		if ok1 && ok2 && blocks >= 1 && block >= 1 && blocks < maxGauge && block < maxGauge {
 			g.KVBlocks += int(blocks)
 			g.KVBlock = fleet.Tokens(block)
 			g.Known |= fleet.KnownKVCapacity
 		}
-	}},
-}
-
-func takeUsage(g *fleet.Gauges, _ []byte, v float64) {
-	g.KVUsage = max(g.KVUsage, v)
-	g.Known |= fleet.KnownKVUsage
+	}
 }
 
 // ReadMetrics reads the gauges it knows from a Prometheus text page in one
@@ -85,7 +96,7 @@ func readLine(g *fleet.Gauges, line []byte) {
 			rest = rest[:sp] // a timestamp follows
 		}
 		if v, ok := number(rest); ok && v >= 0 && v < maxGauge {
-			s.take(g, labels, v)
+			take(g, s.is, labels, v)
 		}
 		return
 	}
