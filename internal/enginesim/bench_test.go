@@ -30,7 +30,7 @@ func mooncakeLike(n int) []Request {
 	return reqs
 }
 
-// BenchmarkRequest is one simulated request on a replica that about 25 requests
+// BenchmarkRequest is one simulated request on a replica that about 15 requests
 // share at any time.
 func BenchmarkRequest(b *testing.B) {
 	spec := qwen(b, 2)
@@ -43,7 +43,7 @@ func BenchmarkRequest(b *testing.B) {
 	now, next, i := fleet.Time(0), fleet.Never, 0
 	b.ReportAllocs()
 	for b.Loop() {
-		now += fleet.Time(r.Exp(float64(1500 * time.Millisecond)))
+		now += fleet.Time(r.Exp(float64(1700 * time.Millisecond)))
 		for next < now {
 			out, next = e.Advance(next, out[:0])
 		}

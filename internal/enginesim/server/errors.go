@@ -1,0 +1,70 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+)
+
+// apiError is an error in the API's own shape.
+type apiError struct {
+	status  int
+	message string
+	param   string
+}
+
+// Error returns the message the client sees.
+func (e *apiError) Error() string { return e.message }
+
+func badRequest(param, format string, args ...any) *apiError {
+	return &apiError{http.StatusBadRequest, fmt.Sprintf(format, args...), param}
+}
+
+// kinds are the error types vLLM gives to statuses.
+var kinds = map[int]string{
+	http.StatusBadRequest:            "BadRequestError",
+	http.StatusNotFound:              "NotFoundError",
+	http.StatusMethodNotAllowed:      "MethodNotAllowedError",
+	http.StatusRequestEntityTooLarge: "BadRequestError",
+	http.StatusTooManyRequests:       "RateLimitError",
+	http.StatusServiceUnavailable:    "ServiceUnavailableError",
+}
+
+// writeError answers with err; what is not an apiError is the client's fault,
+// for the engine itself does not fail.
+func writeError(w http.ResponseWriter, err error) {
+	e, ok := errors.AsType[*apiError](err)
+	if !ok {
+		e = badRequest("", "%v", err)
+	}
+	var body struct {
+		Error struct {
+			Message string  `json:"message"`
+			Type    string  `json:"type"`
+			Param   *string `json:"param"`
+			Code    int     `json:"code"`
+		} `json:"error"`
+	}
+	body.Error.Message, body.Error.Code, body.Error.Type = e.message, e.status, kinds[e.status]
+	if body.Error.Type == "" {
+		body.Error.Type = "InternalServerError"
+	}
+	if e.param != "" {
+		body.Error.Param = &e.param
+	}
+	writeJSON(w, e.status, body)
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		// Only values of this package's own types come here, and they all marshal.
+		panic(fmt.Errorf("encoding an answer: %w", err))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	w.Write(b)
+}

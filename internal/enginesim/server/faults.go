@@ -1,0 +1,254 @@
+package server
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Fault is one way to misbehave; see the package comment.
+type Fault struct {
+	Kind  string `json:"kind"`
+	Count int    `json:"count,omitempty"` // requests it hits; 0: all until mended
+	All   bool   `json:"all,omitempty"`   // every route but /sim, not only completions and chat
+
+	Status  int     `json:"status,omitempty"`   // refuse
+	DelayMS float64 `json:"delay_ms,omitempty"` // delay, on the wall clock
+	Tokens  int     `json:"tokens,omitempty"`   // cut, cut-event
+	Bytes   int     `json:"bytes,omitempty"`    // garbage, garbage-body, metrics-huge
+	Factor  float64 `json:"factor,omitempty"`   // slow
+}
+
+// faultKinds are the kinds there are. Those of requests are tried in this
+// order.
+var faultKinds = []string{
+	"delay", "hang", "refuse", "garbage", "garbage-body", "cut", "cut-event",
+	"metrics-stale", "metrics-missing", "metrics-empty", "metrics-huge", "slow", "crash",
+}
+
+// validate fills in defaults and says what is wrong.
+func (f *Fault) validate() error {
+	if !slices.Contains(faultKinds, f.Kind) {
+		return badRequest("kind", "kind: %q is not known; use one of %s", f.Kind, strings.Join(faultKinds, ", "))
+	}
+	if f.Count < 0 || f.DelayMS < 0 || f.Tokens < 0 || f.Bytes < 0 || f.Factor < 0 {
+		return badRequest("", "count, delay_ms, tokens, bytes and factor must not be negative")
+	}
+	switch f.Kind {
+	case "refuse":
+		fill(&f.Status, http.StatusServiceUnavailable)
+		if f.Status < 400 || f.Status > 599 {
+			return badRequest("status", "status: %d is not a refusal; use 400 to 599", f.Status)
+		}
+	case "slow":
+		fill(&f.Factor, 3)
+	case "garbage", "garbage-body":
+		fill(&f.Bytes, 512)
+	case "metrics-huge":
+		fill(&f.Bytes, 50_000_000)
+	}
+	return nil
+}
+
+// faults is what an engine suffers from, at most one of each kind.
+type faults struct {
+	server *Server
+	mu     sync.Mutex
+	active map[string]*Fault
+	stale  []byte // the metrics page of metrics-stale
+}
+
+// cut is a fault on the way of an answer.
+type cut struct {
+	after  int // tokens
+	inside bool
+}
+
+func (f *faults) init(s *Server) { f.server, f.active = s, make(map[string]*Fault) }
+
+// hit returns the active fault of a kind and counts the hit. scoped asks for
+// faults that reach beyond completions and chat.
+func (f *faults) hit(kind string, scoped bool) (Fault, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := f.active[kind]
+	if a == nil || scoped && !a.All {
+		return Fault{}, false
+	}
+	if a.Count > 0 {
+		if a.Count--; a.Count == 0 {
+			delete(f.active, kind)
+		}
+	}
+	return *a, true
+}
+
+// cut returns how this answer is to be broken off; nil for not at all.
+func (f *faults) cut() *cut {
+	if a, ok := f.hit("cut", false); ok {
+		return &cut{after: a.Tokens}
+	}
+	if a, ok := f.hit("cut-event", false); ok {
+		return &cut{after: a.Tokens, inside: true}
+	}
+	return nil
+}
+
+// faulty puts the faults of requests before a handler.
+func (s *Server) faulty(inference bool, h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if f, ok := s.faults.hit("delay", !inference); ok {
+			s.pause(r, time.Duration(f.DelayMS*float64(time.Millisecond)))
+		}
+		if _, ok := s.faults.hit("hang", !inference); ok {
+			// A disconnect is seen only after the body has been read.
+			_, _ = io.Copy(io.Discard, r.Body)
+			s.pause(r, -1)
+			panic(http.ErrAbortHandler)
+		}
+		if f, ok := s.faults.hit("refuse", !inference); ok {
+			writeError(w, &apiError{f.Status, "the engine refuses by order", ""})
+			return
+		}
+		if f, ok := s.faults.hit("garbage", !inference); ok {
+			spill(w, f.Bytes)
+			return
+		}
+		if f, ok := s.faults.hit("garbage-body", !inference); ok {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(noise(f.Bytes))
+			return
+		}
+		h(w, r)
+	}
+}
+
+// pause waits for d, or for ever when d is negative, unless the client goes or
+// the engine stops.
+func (s *Server) pause(r *http.Request, d time.Duration) {
+	var due <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		due = t.C
+	}
+	select {
+	case <-due:
+	case <-r.Context().Done():
+	case <-s.closed:
+	}
+}
+
+// noise is n bytes that are neither HTTP, JSON nor SSE.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(0x80 + i*37%101)
+	}
+	return b
+}
+
+// spill answers with bytes that are not HTTP.
+func spill(w http.ResponseWriter, n int) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler) // no connection to spoil; break it off instead
+	}
+	defer conn.Close()
+	_, _ = conn.Write(noise(n)) // the client may be gone
+}
+
+func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
+	var f Fault
+	err := readJSON(r, &f)
+	if err == nil {
+		err = f.validate()
+	}
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	if f.Kind == "crash" {
+		writeJSON(w, http.StatusOK, f)
+		_ = http.NewResponseController(w).Flush() // a crash waits for nobody
+		go s.crash()
+		return
+	}
+	s.faults.set(f)
+	writeJSON(w, http.StatusOK, f)
+}
+
+// set makes f active in place of any other of its kind.
+func (f *faults) set(a Fault) {
+	var page []byte
+	if a.Kind == "metrics-stale" {
+		page = f.server.metricsPage()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.active[a.Kind] = &a
+	if page != nil {
+		f.stale = page
+	}
+	if a.Kind == "slow" {
+		f.server.setSlow(a.Factor)
+	}
+}
+
+func (s *Server) clearFault(w http.ResponseWriter, r *http.Request) {
+	kind := r.URL.Query().Get("kind")
+	if kind != "" && !slices.Contains(faultKinds, kind) {
+		writeError(w, badRequest("kind", "kind: %q is not known; use one of %s", kind, strings.Join(faultKinds, ", ")))
+		return
+	}
+	s.faults.mu.Lock()
+	defer s.faults.mu.Unlock()
+	for k := range s.faults.active {
+		if kind == "" || k == kind {
+			delete(s.faults.active, k)
+			if k == "slow" {
+				s.setSlow(1)
+			}
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) setSlow(factor float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.throttle.set(factor)
+}
+
+// crash ends the engine as a killed process would.
+func (s *Server) crash() {
+	if s.onCrash != nil {
+		s.onCrash()
+		return
+	}
+	s.Close()
+}
+
+func (s *Server) showState(w http.ResponseWriter, _ *http.Request) {
+	stats := s.Stats()
+	s.faults.mu.Lock()
+	active := make([]Fault, 0, len(s.faults.active))
+	for _, k := range faultKinds {
+		if f := s.faults.active[k]; f != nil {
+			active = append(active, *f)
+		}
+	}
+	s.faults.mu.Unlock()
+	o := s.options
+	writeJSON(w, http.StatusOK, map[string]any{
+		"model": o.Model, "accelerator": o.Accelerator, "tp": o.TP, "replica": o.Replica, "speedup": o.Speedup,
+		"kv_tokens": o.KVTokens, "uptime_seconds": time.Since(s.epoch).Seconds(),
+		"faults": active, "running": stats.Running, "waiting": stats.Waiting,
+		"blocks_total": stats.TotalBlocks, "blocks_used": stats.UsedBlocks, "blocks_cached": stats.CachedBlocks,
+		"blocks_evicted": stats.EvictedBlocks, "preemptions": stats.Preemptions, "aborts": stats.Finished[0],
+		"steps": stats.Steps, "busy_seconds": stats.Busy.Seconds(),
+	})
+}

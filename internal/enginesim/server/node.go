@@ -1,0 +1,80 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Node is a Server that listens: a simulated engine at an address, as if it
+// were a process of its own.
+type Node struct {
+	Server *Server
+
+	url    string
+	http   *http.Server
+	stop   context.CancelFunc
+	done   chan struct{}
+	ending sync.Once
+	work   sync.WaitGroup
+}
+
+// Listen starts an engine at addr, such as "127.0.0.1:0", and returns when it
+// accepts connections. The caller ends it with Shutdown or Close.
+func Listen(addr string, c Config) (*Node, error) {
+	n := &Node{done: make(chan struct{})}
+	if c.OnCrash == nil {
+		c.OnCrash = func() { _ = n.Close() }
+	}
+	s, err := New(c)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("simulated engine: listening on %s: %w", addr, err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	n.Server, n.stop = s, stop
+	n.url = "http://" + l.Addr().String()
+	n.http = &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		// Broken connections are this server's business, not news.
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	n.work.Go(func() { s.Run(ctx) })
+	n.work.Go(func() { _ = n.http.Serve(l) }) // always ends with ErrServerClosed, by Shutdown or Close
+	return n, nil
+}
+
+// URL returns where the engine is, without a slash at the end.
+func (n *Node) URL() string { return n.url }
+
+// Done is closed once the engine serves no more: after Shutdown, Close or a
+// crash.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Shutdown stops accepting, lets requests finish until ctx ends, then closes.
+func (n *Node) Shutdown(ctx context.Context) error {
+	err := n.http.Shutdown(ctx)
+	return errors.Join(err, n.Close())
+}
+
+// Close ends the engine as if its process were killed: the listener and every
+// connection are closed in the middle of whatever they do.
+func (n *Node) Close() error {
+	err := n.http.Close()
+	n.ending.Do(func() {
+		n.stop()
+		n.work.Wait()
+		close(n.done)
+	})
+	return err
+}

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+
+	"penstock.dev/penstock/internal/enginesim"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// Options say which engine to simulate. The zero value is Qwen3-32B on two
+// H100 at the speed of life, with vLLM's defaults.
+type Options struct {
+	Model       string // of enginesim's catalogue; empty: the first. Also the name it is served under.
+	Accelerator string // of enginesim's catalogue; empty: the first
+	TP          int    // GPUs: 1, 2, 4 or 8; 0: 2
+	Replica     int    // index among replicas of one fleet; gives each its own noise
+
+	Speedup float64 // divides all times; 0: 1
+	Factor  float64 // multiplies all times, a replica slower than its peers; 0: 1
+	Noise   float64 // standard deviation of the log of a step's time, 0 (none) to 1
+	// Seed makes text and noise. Replicas of one fleet share it, so that the same
+	// prompt has the same answer everywhere.
+	Seed uint64
+
+	KVTokens     fleet.Tokens // KV capacity; 0: what fits beside the weights
+	MaxSeqs      int          // sequences running at once; 0: 256
+	BudgetTokens fleet.Tokens // tokens computed per step; 0: 8192
+	MaxModelLen  fleet.Tokens // longest prompt plus output; 0: 131072, or KVTokens if that is less
+	OutputMean   float64      // mean length in tokens of answers that end by themselves; 0: 200
+}
+
+// withDefaults fills in what was left open, as far as it is known.
+func (o Options) withDefaults() Options {
+	fill(&o.TP, 2)
+	fill(&o.Speedup, 1)
+	fill(&o.Factor, 1)
+	fill(&o.MaxSeqs, 256)
+	fill(&o.BudgetTokens, 8192)
+	fill(&o.OutputMean, 200)
+	if spec, err := o.spec(); err == nil {
+		o.Model, o.Accelerator = spec.Model.Name, spec.Accelerator.Name
+		fill(&o.KVTokens, spec.KVTokens())
+		fill(&o.MaxModelLen, min(131_072, o.KVTokens))
+	}
+	return o
+}
+
+func fill[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func (o Options) spec() (enginesim.Spec, error) {
+	m, errModel := enginesim.FindModel(o.Model)
+	a, errAccelerator := enginesim.FindAccelerator(o.Accelerator)
+	if err := errors.Join(errModel, errAccelerator); err != nil {
+		return enginesim.Spec{}, err
+	}
+	s := enginesim.Spec{Model: m, Accelerator: a, TP: o.TP}
+	return s, s.Validate()
+}
+
+// Validate reports everything that is wrong with o, each with the option's
+// name and what would be right.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	_, err := o.spec()
+	errs := []error{err}
+	check := func(ok bool, name string, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: %v is not possible; use %s", name, value, want))
+		}
+	}
+	check(o.Replica >= 0, "replica", o.Replica, "an index from 0")
+	check(o.Speedup > 0 && o.Speedup <= 1e6, "speedup", o.Speedup, "a number above 0")
+	check(o.Factor > 0 && o.Factor <= 1e6, "factor", o.Factor, "a number above 0; 1 is the speed of the hardware")
+	check(o.Noise >= 0 && o.Noise <= 1, "noise", o.Noise, "0 to 1")
+	check(o.MaxSeqs > 0, "max-seqs", o.MaxSeqs, "a number above 0")
+	check(o.BudgetTokens > 0, "budget-tokens", o.BudgetTokens, "a number above 0")
+	check(o.OutputMean >= 1, "output-mean", o.OutputMean, "at least 1")
+	if err == nil {
+		check(o.KVTokens >= 2*enginesim.BlockTokens, "kv-tokens", o.KVTokens, "at least 32")
+		check(o.MaxModelLen > 1 && o.MaxModelLen <= o.KVTokens, "max-model-len", o.MaxModelLen,
+			fmt.Sprintf("2 to the KV cache's %d tokens", o.KVTokens))
+	}
+	return errors.Join(errs...)
+}
+
+// Limits returns what the engine can hold, defaults filled in.
+func (o Options) Limits() fleet.Limits {
+	o = o.withDefaults()
+	return fleet.Limits{MaxModelLen: o.MaxModelLen, KVTokens: o.KVTokens, BlockTokens: enginesim.BlockTokens,
+		MaxSeqs: o.MaxSeqs, BudgetTokens: o.BudgetTokens}
+}
+
+// throttle is a Physics that can be slowed down while it is in use.
+type throttle struct {
+	enginesim.Speedup
+	factor float64
+}
+
+// newEngine builds the engine of valid options with defaults filled in.
+func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
+	spec, err := o.spec()
+	if err != nil {
+		return nil, nil, err
+	}
+	r := spec.Roofline()
+	r.Factor, r.Noise, r.Seed = o.Factor, o.Noise, stat.Mix64(o.Seed+uint64(o.Replica))
+	t := &throttle{Speedup: enginesim.Speedup{Physics: r, By: o.Speedup}, factor: 1}
+	t.set(1)
+	e, err := enginesim.New(enginesim.Config{Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
+		BudgetTokens: o.BudgetTokens, EveryToken: true})
+	return e, t, err
+}
+
+// set makes steps from the next on last factor times as long.
+func (t *throttle) set(factor float64) {
+	t.By *= t.factor / factor
+	t.factor = factor
+}

@@ -1,0 +1,214 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"penstock.dev/penstock/internal/enginesim"
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Version is what GET /version reports: the vLLM release whose surface this is.
+const Version = "0.29.0"
+
+// Config is what a Server is made of.
+type Config struct {
+	Options
+	// OnCrash is called, in its own goroutine, when the crash fault is set. A
+	// process that simulates one engine exits here. When nil, a Node breaks off
+	// everything and a bare Server only stops its engine.
+	OnCrash func()
+}
+
+// Server is one simulated engine with vLLM's HTTP surface. Make it with New,
+// drive it with Run, serve its Handler; or have Listen do all three.
+type Server struct {
+	options Options
+	epoch   time.Time
+	handler http.Handler
+	faults  faults
+	onCrash func()
+
+	wake   chan struct{} // one slot: the engine has something new
+	closed chan struct{} // the engine has stopped; handlers break off
+	close  func()
+
+	mu       sync.Mutex // guards everything below
+	engine   *enginesim.Engine
+	throttle *throttle
+	legs     map[fleet.ReqID]*leg
+	lastID   fleet.ReqID
+	outputs  []enginesim.Output
+	metrics  *metrics
+}
+
+// leg is one sequence in the engine: one choice of one request.
+type leg struct {
+	call      *call
+	prompt    fleet.Tokens
+	asked     fleet.Tokens // max_tokens of the request
+	submitted fleet.Time
+	last      fleet.Time // of the latest token
+	first     fleet.Time
+
+	cached atomic.Int64
+	have   atomic.Int64 // tokens generated so far
+}
+
+// call is one HTTP request and what wakes its handler.
+type call struct {
+	ids  []fleet.ReqID
+	legs []leg
+	wake chan struct{} // one slot
+}
+
+// New returns a server of a valid configuration; Config.Validate says what is
+// wrong with another. Nothing is answered until Run runs.
+func New(c Config) (*Server, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("simulated engine: %w", err)
+	}
+	o := c.withDefaults()
+	e, t, err := o.newEngine()
+	if err != nil {
+		return nil, fmt.Errorf("simulated engine: %w", err)
+	}
+	s := &Server{
+		options: o, epoch: time.Now(), onCrash: c.OnCrash,
+		wake: make(chan struct{}, 1), closed: make(chan struct{}),
+		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMetrics(o),
+	}
+	s.close = sync.OnceFunc(func() { close(s.closed) })
+	s.faults.init(s)
+	s.handler = s.routes()
+	return s, nil
+}
+
+// Options returns the server's options with defaults filled in.
+func (s *Server) Options() Options { return s.options }
+
+// Handler returns the HTTP surface. It may be served before Run, but requests
+// wait for it.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Run drives the engine on the wall clock until ctx ends or Close is called.
+// Unanswered requests are then broken off. It may be called once.
+func (s *Server) Run(ctx context.Context) {
+	defer s.close()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		var due <-chan time.Time
+		if next := s.advance(); next != fleet.Never {
+			timer.Reset(next.Sub(s.now()))
+			due = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.closed:
+			return
+		case <-s.wake:
+		case <-due:
+		}
+	}
+}
+
+// Close stops the engine and breaks off unanswered requests. It does not wait
+// for Run to return.
+func (s *Server) Close() { s.close() }
+
+// now is the wall clock on the engine's scale.
+func (s *Server) now() fleet.Time { return fleet.Time(time.Since(s.epoch)) }
+
+// advance runs the engine up to now, hands out what it made, and returns when
+// to come back.
+func (s *Server) advance() fleet.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var next fleet.Time
+	s.outputs, next = s.engine.Advance(s.now(), s.outputs[:0])
+	for i := range s.outputs {
+		s.deliver(&s.outputs[i])
+	}
+	return next
+}
+
+// deliver passes one output on to its request and to the metrics.
+func (s *Server) deliver(o *enginesim.Output) {
+	if o.Kind == enginesim.KindStep {
+		s.metrics.iterationTokens.observe(float64(o.Tokens))
+		return
+	}
+	l := s.legs[o.Req]
+	if l == nil || o.Kind != enginesim.KindTokens {
+		return
+	}
+	s.metrics.token(l, o)
+	l.cached.Store(int64(o.Cached))
+	l.have.Store(int64(o.Tokens))
+	if o.Finish != enginesim.NotFinished {
+		delete(s.legs, o.Req)
+	}
+	nudge(l.call.wake)
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// submit puts all choices into the engine at one instant.
+func (s *Server) submit(choices []choice) (*call, error) {
+	c := &call{legs: make([]leg, len(choices)), wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for i := range choices {
+		ch := &choices[i]
+		s.lastID++
+		id := s.lastID
+		err := s.engine.Submit(now, enginesim.Request{ID: id, Chain: ch.answer.chain, Prompt: fleet.Tokens(ch.prompt),
+			Output: fleet.Tokens(len(ch.answer.ends)), Finish: ch.answer.finish})
+		if err != nil {
+			s.dropLocked(c)
+			return nil, err
+		}
+		l := &c.legs[i]
+		l.call, l.prompt, l.asked, l.submitted = c, fleet.Tokens(ch.prompt), fleet.Tokens(ch.max), now
+		s.legs[id] = l
+		c.ids = append(c.ids, id)
+	}
+	nudge(s.wake)
+	return c, nil
+}
+
+// drop takes what is left of a call out of the engine. Blocks are free at once.
+func (s *Server) drop(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropLocked(c)
+}
+
+func (s *Server) dropLocked(c *call) {
+	for _, id := range c.ids {
+		if s.legs[id] != nil {
+			s.engine.Abort(s.now(), id)
+			delete(s.legs, id)
+		}
+	}
+	nudge(s.wake)
+}
+
+// Stats returns the engine's gauges and counters.
+func (s *Server) Stats() enginesim.Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.engine.Stats()
+}
