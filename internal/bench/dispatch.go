@@ -42,21 +42,21 @@ func (h *dueHeap) Pop() any {
 type dispatcher struct {
 	p     *plan
 	send  func(ctx context.Context, r *workload.Request, due time.Duration, answers [][]byte) Result
-	clock func() time.Duration // since the start of the load
-	onEnd func(*Result)        // called for each result, in order of arrival
-	onNew func(*workload.Request)
-	tick  func() // called about every tickEvery, for the progress line
+	clock func() time.Duration    // since the start of the load
+	onNew func(*workload.Request) // called for each request sent
+	onEnd func(*Result)           // called for each result, in order of arrival
+	tick  func()                  // called about every tickEvery, for the progress line
 
 	next    *workload.Request // taken from the source, not yet looked at
 	dry     bool              // the source has no more, or time is up
 	ready   dueHeap
 	held    map[int][]workload.Request // by the index they wait for
 	nHeld   int
-	ends    []time.Duration // by index: when the answer ended, running until then
+	ends    []time.Duration  // by index: when the answer ended, running until then
 	history map[int][][]byte // with --real-answers, by index: the conversation's answers up to it
 	flying  int
 	stage   int
-	waited  int // requests that had to wait for an earlier answer past their time
+	waited  int  // requests that had to wait for an earlier answer past their time
 	blocked bool // --max-in-flight held a due request back
 	wg      sync.WaitGroup
 }
@@ -178,7 +178,6 @@ func (d *dispatcher) dueBy(now time.Duration) int {
 
 // admit takes a request in: ready at its time, or held for an earlier answer.
 func (d *dispatcher) admit(r workload.Request, now time.Duration) {
-	d.onNew(&r)
 	d.ends = append(d.ends, running)
 	due := r.At
 	if d.p.closed {
@@ -210,6 +209,7 @@ func (d *dispatcher) launch(ctx context.Context, now time.Duration, done chan<- 
 			next.due = now // having waited for a place is no lateness
 		}
 		answers := d.takeHistory(&next.req)
+		d.onNew(&next.req)
 		d.flying++
 		d.wg.Go(func() { done <- d.send(ctx, &next.req, next.due, answers) })
 	}

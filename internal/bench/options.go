@@ -47,7 +47,7 @@ type Options struct {
 	MaxInFlight int               `name:"max-in-flight" json:"max_in_flight" default:"4096" help:"Never have more requests open; what is due waits, and the lag is reported."`
 	Grace       time.Duration     `name:"grace" json:"grace_ns" default:"5s" help:"After an interrupt, wait so long for open requests."`
 	Header      map[string]string `name:"header" json:"header,omitempty" mapsep:"none" placeholder:"K=V" help:"Header to add to each request; repeat for more."`
-	APIKey      string            `name:"api-key" json:"-" env:"OPENAI_API_KEY" placeholder:"KEY" help:"Key sent as a bearer token."`
+	APIKey      string            `name:"api-key" json:"-" env:"PENSTOCK_API_KEY" placeholder:"KEY" help:"Key sent as a bearer token."`
 	AllowRemote bool              `name:"allow-remote" json:"allow_remote" help:"Allow a server that is not on this machine."`
 
 	JSON       bool   `name:"json" json:"-" help:"Print the result as JSON instead of a table."`

@@ -39,7 +39,7 @@ func (p *progress) show(now time.Duration, t *tally, flying int) {
 	}
 	p.next = now + plainEvery
 	line := fmt.Sprintf("%4.0f s  %s sent  %s in flight  %s done  %s failed", now.Seconds(),
-		whole(t.sent+flying), whole(flying), whole(t.done), whole(t.failed))
+		whole(t.sent), whole(flying), whole(t.ended), whole(t.failed))
 	if t.recent.Count() > 0 {
 		line += fmt.Sprintf("  TTFT p50 %s ms", millis(t.recent.Quantile(0.5)/float64(time.Millisecond)))
 		if !p.tty || t.recent.Count() >= 200 {
@@ -51,15 +51,15 @@ func (p *progress) show(now time.Duration, t *tally, flying int) {
 		return
 	}
 	p.shown = true
-	fmt.Fprintf(p.w, "\r\x1b[K%s%s", p.bar(now, t.sent), line)
+	fmt.Fprintf(p.w, "\r\x1b[K%s%s", p.bar(now, t.ended), line)
 }
 
 // bar draws how far the run is, or nothing when its end is not known.
-func (p *progress) bar(now time.Duration, sent int) string {
+func (p *progress) bar(now time.Duration, ended int) string {
 	part := 0.0
 	switch {
 	case p.want > 0:
-		part = float64(sent) / float64(p.want)
+		part = float64(ended) / float64(p.want)
 	case p.total > 0:
 		part = now.Seconds() / p.total.Seconds()
 	default:

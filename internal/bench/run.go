@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"os"
 	"time"
-
-	"penstock.dev/penstock/internal/workload"
 )
 
 // Streams are where a run writes.
@@ -63,7 +61,7 @@ func execute(ctx context.Context, p *plan, client *http.Client, w Streams, lines
 	t := newTally(p)
 	bar := &progress{w: w.Err, tty: w.TTY, total: p.total, want: p.Requests, next: plainEvery}
 	d := &dispatcher{p: p, send: s.send, clock: clock}
-	d.onNew = func(r *workload.Request) { t.taken(r) }
+	d.onNew = t.begin
 	d.onEnd = func(r *Result) {
 		t.add(r)
 		lines.write(r)

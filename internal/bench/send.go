@@ -86,7 +86,9 @@ func (s *sender) send(ctx context.Context, r *workload.Request, due time.Duratio
 	body := s.p.appendBody(make([]byte, 0, s.p.bodyRoom(r)), r, answers)
 	req, err := s.request(ctx, r, res.ID, body)
 	if err != nil {
+		res.end = s.clock()
 		res.fail(errConnect, err.Error())
+		res.finish(nil, s.p.targets)
 		return res
 	}
 	res.lag = s.clock() - due

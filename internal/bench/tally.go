@@ -15,8 +15,8 @@ import (
 // tally adds up results. The dispatcher's goroutine is its only user.
 type tally struct {
 	p      *plan
-	sent   int // taken in by the dispatcher
-	warmup int
+	ended  int // sent and over, warm-up included
+	warmup int // of them
 	done   int // answered, whole or not
 	failed int // of them
 	unfin  int
@@ -34,23 +34,23 @@ type tally struct {
 
 	reuse       workload.Reuse
 	fingerprint uint64
-	slice       int
+	sent        int
 }
 
 func newTally(p *plan) *tally {
 	return &tally{p: p, errors: map[string]*ErrorCount{}, from: math.MaxInt64}
 }
 
-// taken notes a request the dispatcher took from the source.
-func (t *tally) taken(r *workload.Request) {
-	t.slice++
+// begin counts a request that is being sent.
+func (t *tally) begin(r *workload.Request) {
+	t.sent++
 	t.fingerprint += r.Fingerprint()
 	t.reuse.Add(r.Prompt)
 }
 
 // add counts one result.
 func (t *tally) add(r *Result) {
-	t.sent++
+	t.ended++
 	if !r.Measured {
 		t.warmup++
 		return
@@ -176,7 +176,7 @@ func (t *tally) report(waited int, blocked bool) *Report {
 			Total:    float64(t.tokens.Prompt+t.tokens.Output) / r.Seconds,
 		}
 	}
-	r.Slice = Slice{Requests: t.slice, Fingerprint: fmt.Sprintf("%016x", t.fingerprint), Seed: t.p.Seed}
+	r.Slice = Slice{Requests: t.sent, Fingerprint: fmt.Sprintf("%016x", t.fingerprint), Seed: t.p.Seed}
 	r.Goodput = t.goodput(r.Seconds)
 	t.warn(r, blocked)
 	return r
@@ -222,6 +222,10 @@ func (t *tally) warn(r *Report, blocked bool) {
 
 // withoutSecrets blanks the values of headers that usually carry a secret.
 func withoutSecrets(o Options) Options {
+	if len(o.Header) == 0 {
+		o.Header = nil
+		return o
+	}
 	h := map[string]string{}
 	for k, v := range o.Header {
 		low := strings.ToLower(k)
