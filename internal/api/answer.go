@@ -78,11 +78,26 @@ func readAnswer(s *scanner, c *Chunk) {
 		case "usage":
 			readUsage(s, &c.Usage)
 		case "error":
-			raw := s.value()
-			c.Error = len(raw) > 0 && string(raw) != "null"
-			c.Overload = c.Error && (bytes.Contains(raw, []byte("429")) || bytes.Contains(raw, []byte("503")))
+			readError(s, c)
 		default:
 			s.value()
+		}
+	}
+}
+
+// readError reads an error, an object with a code or anything else but null.
+func readError(s *scanner, c *Chunk) {
+	if s.peek() != '{' {
+		c.Error = !isEmpty(s.value())
+		return
+	}
+	c.Error = true
+	for it := s.object(); it.next(); {
+		if raw := s.value(); string(it.key) == "code" {
+			switch string(bytes.Trim(raw, `"`)) {
+			case "429", "503":
+				c.Overload = true
+			}
 		}
 	}
 }

@@ -106,6 +106,9 @@ func (s *Splitter) Whole() []byte {
 	return b
 }
 
+// Reset forgets everything but the memory.
+func (s *Splitter) Reset() { *s = Splitter{buf: s.buf} }
+
 // Rest returns the bytes of an event that was never ended.
 func (s *Splitter) Rest() []byte { return s.buf[s.from:s.fill] }
 

@@ -121,12 +121,6 @@ type Usage struct {
 	Output Tokens // generated tokens
 }
 
-// SLO is a latency target. A zero field is no target.
-type SLO struct {
-	TTFT time.Duration // to the first token, from arrival
-	TPOT time.Duration // mean time per output token after the first
-}
-
 func nameOf(names []string, i int) string {
 	if i >= 0 && i < len(names) {
 		return names[i]

@@ -140,11 +140,8 @@ func decodeSample(d *journal.Decoder) *Sample {
 
 func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Uint(uint64(ev.Req))
-	e.Fixed(ev.Tenant)
 	e.Tokens(ev.Prompt)
 	e.Tokens(ev.MaxOut)
-	e.Duration(ev.SLO.TTFT)
-	e.Duration(ev.SLO.TPOT)
 	e.Float(ev.KeyTokens)
 	e.Uint(uint64(len(ev.Chain)))
 	for _, k := range ev.Chain {
@@ -154,8 +151,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 
 func decodeArrive(d *journal.Decoder) *Arrive {
 	ev := &Arrive{
-		Req: fleet.ReqID(d.Uint()), Tenant: d.Fixed(), Prompt: d.Tokens(), MaxOut: d.Tokens(),
-		SLO: fleet.SLO{TTFT: d.Duration(), TPOT: d.Duration()}, KeyTokens: d.Float(),
+		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
 	}
 	const keyBytes = 8
 	for range d.Len(keyBytes) {

@@ -56,10 +56,8 @@ type Probed struct {
 // Arrive is a new request. ReqIDs must be new.
 type Arrive struct {
 	Req       fleet.ReqID
-	Tenant    uint64       // hash of whom it is charged to; 0 anonymous
 	Prompt    fleet.Tokens // prompt tokens, estimated
 	MaxOut    fleet.Tokens // output limit; 0 when the request sets none
-	SLO       fleet.SLO
 	Chain     []kv.Key
 	KeyTokens float64 // prompt tokens each key of Chain covers
 }

@@ -1,0 +1,291 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"penstock.dev/penstock/internal/api"
+	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// stream passes an event stream on: whole events only, bytes unchanged, each
+// flushed at once. Until the first event with data nothing has been promised to
+// the client and another endpoint may still answer.
+type stream struct {
+	x      *exchange
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	slow   *time.Timer // the first-byte timer, then the idle one
+	resp   *http.Response
+
+	split    *api.Splitter
+	held     []byte // comments that came before the first event with data
+	usage    fleet.Usage
+	finished bool // a finish reason or [DONE] has been seen
+	lastWord bool // the engine's own error event has been passed on
+	lastText time.Time
+	progress time.Time
+}
+
+var splitters = sync.Pool{New: func() any { return new(api.Splitter) }}
+
+func isEventStream(resp *http.Response) bool {
+	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return err == nil && t == "text/event-stream"
+}
+
+// verdict says what reading part of a stream came to.
+type verdict struct {
+	failure fleet.Failure
+	err     error
+	gone    bool // the client, not the engine
+}
+
+var fine = verdict{}
+
+// run reports whether another order follows.
+func (s *stream) run() bool {
+	s.split = splitters.Get().(*api.Splitter)
+	s.usage.Cached = -1
+	v := s.pump()
+	if v == fine {
+		s.split.Reset()
+		splitters.Put(s.split)
+		s.settle()
+		s.x.ticket.Done(s.usage)
+		return false
+	}
+	return s.broke(v)
+}
+
+// pump reads until the stream ends.
+func (s *stream) pump() verdict {
+	for {
+		n, err := s.resp.Body.Read(s.split.Space())
+		if n > 0 {
+			if long := s.split.Filled(n); long != nil {
+				return verdict{failure: fleet.FailGarbage, err: long}
+			}
+			if whole := s.split.Whole(); whole != nil {
+				if v := s.take(whole); v != fine {
+					return v
+				}
+			}
+			if s.x.committed {
+				s.slow.Reset(s.x.g.o.Limits.Idle)
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return s.end()
+		case err != nil:
+			return verdict{failure: fleet.FailStream, err: fmt.Errorf("read stream: %w", err)}
+		}
+	}
+}
+
+// end judges a stream that ended cleanly: it must have finished, and with a
+// whole event.
+func (s *stream) end() verdict {
+	switch {
+	case len(s.split.Rest()) > 0:
+		return verdict{failure: fleet.FailStream, err: errors.New("the stream ended inside an event")}
+	case !s.finished:
+		return verdict{failure: fleet.FailStream, err: errors.New("the stream ended without a finish reason or [DONE]")}
+	}
+	return fine
+}
+
+// take looks at whole events and forwards those that are in order.
+func (s *stream) take(whole []byte) verdict {
+	good, begun := 0, s.x.committed
+	bad := fine
+	now := time.Now()
+	api.Events(whole, func(ev []byte) {
+		if bad != fine {
+			return
+		}
+		c := api.ReadChunk(ev)
+		if bad = faultOf(c); bad != fine {
+			// Before anything is promised somebody else may do better; after it,
+			// the engine's own error is the last word.
+			if !c.Error || !begun {
+				return
+			}
+			s.lastWord = true
+		}
+		good += len(ev)
+		begun = begun || c.Data || c.Done
+		s.note(c, now)
+	})
+	if v := s.forward(whole[:good], begun); v != fine {
+		return v
+	}
+	return bad
+}
+
+func faultOf(c api.Chunk) verdict {
+	switch {
+	case c.Garbage:
+		return verdict{failure: fleet.FailGarbage, err: errors.New("an event's data is not JSON")}
+	case c.Overload:
+		return verdict{failure: fleet.FailOverload, err: errors.New("the engine sent an overload error as an event")}
+	case c.Error:
+		return verdict{failure: fleet.FailStatus, err: errors.New("the engine sent an error as an event")}
+	}
+	return fine
+}
+
+// note keeps account of one event.
+func (s *stream) note(c api.Chunk, now time.Time) {
+	x := s.x
+	if c.Usage.Known {
+		s.usage = c.Usage
+	}
+	s.finished = s.finished || c.Done || c.Finish
+	if !c.Text {
+		return
+	}
+	x.access.Events++
+	if x.access.Events == 1 {
+		x.access.TTFT = now.Sub(x.start)
+		s.progress = now
+		x.ticket.FirstToken()
+	} else {
+		x.gaps.add(now.Sub(s.lastText))
+	}
+	s.lastText = now
+	if now.Sub(s.progress) >= progressEvery {
+		s.progress = now
+		x.ticket.Progress(fleet.Tokens(x.access.Events))
+	}
+}
+
+// progressEvery bounds Progress reports to four a second.
+const progressEvery = 250 * time.Millisecond
+
+// forward writes events to the client, flushed. Before the first event with
+// data they are held back.
+func (s *stream) forward(events []byte, begun bool) verdict {
+	x := s.x
+	if len(events) == 0 {
+		return fine
+	}
+	if !x.committed {
+		if !begun {
+			if s.held = append(s.held, events...); len(s.held) > api.MaxEvent {
+				return verdict{failure: fleet.FailGarbage, err: errors.New("more than 1 MiB of comments before the first event")}
+			}
+			return fine
+		}
+		x.commit(s.resp)
+		x.w.WriteHeader(s.resp.StatusCode)
+		if len(s.held) > 0 {
+			events = append(s.held, events...)
+			s.held = nil
+		}
+	}
+	x.extend()
+	n, err := x.w.Write(events)
+	x.access.Bytes += int64(n)
+	if err == nil {
+		err = x.rc.Flush()
+	}
+	if err != nil {
+		return verdict{gone: true, err: fmt.Errorf("write to client: %w", err)}
+	}
+	return fine
+}
+
+// broke ends a stream that failed, and reports whether another order follows.
+func (s *stream) broke(v verdict) bool {
+	x := s.x
+	if v.gone || x.r.Context().Err() != nil {
+		s.settle()
+		x.gone(v.err)
+		return false
+	}
+	if !x.committed {
+		return x.failed(s.ctx, v.failure, v.err)
+	}
+	if cause := context.Cause(s.ctx); cause != nil {
+		v.failure, v.err = engine.Classify(cause), fmt.Errorf("%w (%w)", cause, v.err)
+	}
+	s.settle()
+	x.access.Failure, x.access.Err = v.failure, v.err
+	x.ticket.Failed(v.failure, true)
+	if !s.lastWord {
+		x.extend()
+		n, err := x.w.Write(api.StreamBroke(v.failure).Event())
+		x.access.Bytes += int64(n)
+		if err == nil {
+			err = x.rc.Flush()
+		}
+		if err != nil {
+			x.gone(fmt.Errorf("write to client: %w", err))
+		}
+	}
+	return false
+}
+
+// settle accounts for what was streamed. Without the engine's word, each event
+// with output counts as a token.
+func (s *stream) settle() {
+	if !s.usage.Known {
+		s.usage.Output = fleet.Tokens(s.x.access.Events)
+		s.x.access.Usage = s.usage
+		return
+	}
+	s.x.used(s.usage)
+}
+
+// gaps keeps an even thinning of the gaps between events, for their median: a
+// stream of any length costs the same few bytes.
+type gaps struct {
+	kept   [gapRoom]time.Duration
+	n      int // kept
+	seen   int
+	stride int // every stride-th gap is kept
+}
+
+const gapRoom = 128
+
+func (g *gaps) add(d time.Duration) {
+	if g.stride == 0 {
+		g.stride = 1
+	}
+	g.seen++
+	if g.seen%g.stride != 0 {
+		return
+	}
+	if g.n == gapRoom {
+		for i := range gapRoom / 2 {
+			g.kept[i] = g.kept[2*i+1]
+		}
+		g.n = gapRoom / 2
+		g.stride *= 2
+		if g.seen%g.stride != 0 {
+			return
+		}
+	}
+	g.kept[g.n] = d
+	g.n++
+}
+
+// median returns the median of the kept gaps, 0 when there are none.
+func (g *gaps) median() time.Duration {
+	if g.n == 0 {
+		return 0
+	}
+	s := g.kept[:g.n]
+	slices.Sort(s)
+	return s[len(s)/2]
+}
