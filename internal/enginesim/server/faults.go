@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -171,14 +172,46 @@ func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	if f.Kind == "crash" {
+	if f.Kind != "crash" {
+		s.apply(f)
 		writeJSON(w, http.StatusOK, f)
-		_ = http.NewResponseController(w).Flush() // a crash waits for nobody
+		return
+	}
+	// A crash waits for nobody: the answer goes first.
+	writeJSON(w, http.StatusOK, f)
+	_ = http.NewResponseController(w).Flush()
+	s.apply(f)
+}
+
+// SetFault makes the engine misbehave, as POST /sim/fault does.
+func (s *Server) SetFault(f Fault) error {
+	if err := f.validate(); err != nil {
+		return fmt.Errorf("setting a fault: %w", err)
+	}
+	s.apply(f)
+	return nil
+}
+
+// ClearFault mends the fault of one kind, or all when kind is empty.
+func (s *Server) ClearFault(kind string) {
+	s.faults.mu.Lock()
+	defer s.faults.mu.Unlock()
+	for k := range s.faults.active {
+		if kind == "" || k == kind {
+			delete(s.faults.active, k)
+			if k == "slow" {
+				s.setSlow(1)
+			}
+		}
+	}
+}
+
+func (s *Server) apply(f Fault) {
+	if f.Kind == "crash" {
 		go s.crash()
 		return
 	}
 	s.faults.set(f)
-	writeJSON(w, http.StatusOK, f)
 }
 
 // set makes f active in place of any other of its kind.
@@ -204,16 +237,7 @@ func (s *Server) clearFault(w http.ResponseWriter, r *http.Request) {
 		writeError(w, badRequest("kind", "kind: %q is not known; use one of %s", kind, strings.Join(faultKinds, ", ")))
 		return
 	}
-	s.faults.mu.Lock()
-	defer s.faults.mu.Unlock()
-	for k := range s.faults.active {
-		if kind == "" || k == kind {
-			delete(s.faults.active, k)
-			if k == "slow" {
-				s.setSlow(1)
-			}
-		}
-	}
+	s.ClearFault(kind)
 	w.WriteHeader(http.StatusNoContent)
 }
 
