@@ -28,7 +28,7 @@ func (h dueHeap) Less(i, j int) bool {
 	return h[i].due < h[j].due || (h[i].due == h[j].due && h[i].req.Index < h[j].req.Index)
 }
 func (h dueHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *dueHeap) Push(x any)   { *h = append(*h, x.(pending)) } //nolint:forcetypeassert // container/heap gives back what Push got
+func (h *dueHeap) Push(x any)   { *h = append(*h, x.(pending)) }
 func (h *dueHeap) Pop() any {
 	old := *h
 	x := old[len(old)-1]
@@ -204,7 +204,7 @@ func (d *dispatcher) launch(ctx context.Context, now time.Duration, done chan<- 
 			d.blocked = !d.p.closed || d.limit() < d.p.stages[d.stage].Concurrency
 			return
 		}
-		next := heap.Pop(&d.ready).(pending) //nolint:forcetypeassert // the heap holds nothing else
+		next := heap.Pop(&d.ready).(pending)
 		if d.p.closed {
 			next.due = now // having waited for a place is no lateness
 		}

@@ -93,7 +93,8 @@ type Cache struct {
 	CachedShare float64 `json:"cached_share"`  // Cached / Prompt, 0..1
 
 	// What one endless cache shared by all requests sent, warm-up included, would
-	// have held. Real answers count as made-up ones.
+	// have held of earlier prompts. A server that also keeps the answers it
+	// generated can hold more when they come back (--real-answers).
 	CeilingBlocks float64 `json:"ceiling_blocks"` // of runs; for Mooncake traces a run is a block
 	CeilingTokens float64 `json:"ceiling_tokens"`
 }

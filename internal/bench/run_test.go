@@ -150,7 +150,7 @@ func TestTheDialledAddressIsCheckedToo(t *testing.T) {
 	if i < 0 {
 		t.Skip("this machine has no address but loopback")
 	}
-	url := "http://" + net.JoinHostPort(addrs[i].(*net.IPNet).IP.String(), port) //nolint:forcetypeassert // found above
+	url := "http://" + net.JoinHostPort(addrs[i].(*net.IPNet).IP.String(), port)
 	_, err = newClient(&plan{Options: DefaultOptions()}).Get(url)
 	if err == nil || !strings.Contains(err.Error(), "--allow-remote") {
 		t.Errorf("a connection to %s was made: %v", url, err)

@@ -18,14 +18,13 @@ import (
 
 // Kinds of errors. A refused status is counted as http_ and its number.
 const (
-	errConnect   = "connect"       // no connection
-	errNoAnswer  = "no_answer"     // the connection broke before the status line
-	errTimeout   = "timeout"       // --timeout ran out
-	errBroken    = "stream_broken" // the answer broke off
-	errSSE       = "sse_error"     // an error event within the stream
-	errCorrupt   = "corrupt"       // the answer is complete but wrong
-	errBadAnswer = "bad_answer"    // an answer that is not of this API
-	unfinished   = "unfinished"    // cancelled by an interrupt; not the server's error
+	errConnect  = "connect"       // no connection
+	errNoAnswer = "no_answer"     // the connection broke before the status line
+	errTimeout  = "timeout"       // --timeout ran out
+	errBroken   = "stream_broken" // the answer broke off
+	errSSE      = "sse_error"     // an error event within the stream
+	errCorrupt  = "corrupt"       // the answer is complete but wrong
+	unfinished  = "unfinished"    // cancelled by an interrupt; not the server's error
 )
 
 // Result is what became of one request. Its JSON form is a line of the
@@ -155,9 +154,8 @@ func (s *sender) answer(ctx context.Context, resp *http.Response, st *stream, re
 		err = st.readWhole(resp.Body)
 	}
 	res.end = st.end
-	var sse *sseError
-	switch {
-	case errors.As(err, &sse):
+	switch sse, ok := errors.AsType[*sseError](err); {
+	case ok:
 		res.fail(errSSE, sse.body)
 		return
 	case err != nil && st.wrong == "":

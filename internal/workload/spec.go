@@ -2,6 +2,8 @@ package workload
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"penstock.dev/penstock/internal/stat"
@@ -131,7 +133,7 @@ func parseAPI(root *object, s *Spec) APISpec {
 	out.SessionHeader = o.str("", "session_id_header_key")
 	if h := o.object("headers"); h != nil {
 		out.Headers = map[string]string{}
-		for k := range h.fields {
+		for _, k := range slices.Sorted(maps.Keys(h.fields)) {
 			out.Headers[k] = h.str("", k)
 		}
 	}
@@ -175,9 +177,9 @@ func parseReport(root *object, s *Spec) map[string]time.Duration {
 	}
 	defer c.close()
 	out := map[string]time.Duration{}
-	for file, ours := range map[string]string{"ttft": "ttft", "tpot": "tpot", "request_latency": "e2e"} {
-		if v := c.float(0, 0, 1e6, file); v > 0 {
-			out[ours] = seconds(v)
+	for _, m := range [][2]string{{"ttft", "ttft"}, {"tpot", "tpot"}, {"request_latency", "e2e"}} {
+		if v := c.float(0, 0, 1e6, m[0]); v > 0 {
+			out[m[1]] = seconds(v)
 		}
 	}
 	c.refuse("give ttft, tpot or request_latency", "itl", "ntpot")

@@ -74,11 +74,8 @@ func parseSharedPrefix(data, o *object) (*SharedPrefix, uint64) {
 	if w.Groups*w.PromptsPerGroup > 1<<20 {
 		o.p.add(o.path, "want at most %d prompts in all groups, got %d", 1<<20, w.Groups*w.PromptsPerGroup)
 	}
-	for name, into := range map[string]*Dist{"question_distribution": &w.Question, "output_distribution": &w.Output} {
-		if d := parseDist(o, name); d != nil {
-			*into = *d
-		}
-	}
+	w.Question = distOr(o, w.Question, "question_distribution")
+	w.Output = distOr(o, w.Output, "output_distribution")
 	seed := uint64(o.int(0, 0, math.MaxInt64, "seed"))
 	o.refuse("prompts are text", "multimodal")
 	o.close()
