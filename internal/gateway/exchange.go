@@ -100,6 +100,9 @@ func (x *exchange) finish() {
 	}
 	x.access.Total = time.Since(x.start)
 	x.access.ITL = x.gaps.median()
+	if x.ticket != nil {
+		x.access.Decisions = x.ticket.Decisions()
+	}
 	x.g.o.Observe(&x.access)
 }
 

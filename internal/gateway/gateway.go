@@ -65,6 +65,9 @@ type Access struct {
 	Endpoint string       // name of the last endpoint tried
 	Err      error        // what went wrong, in the log's words; nil when nothing did
 	Panicked bool
+	// Decisions are the records of its placements, one per attempt; nil for a
+	// request that never reached a pool.
+	Decisions []fleet.Decision
 }
 
 // Options are what a Gateway is made of. Fleet and Client are required.

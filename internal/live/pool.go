@@ -7,6 +7,7 @@ package live
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,9 +43,6 @@ type Options struct {
 	// Journal records every step when set. Its errors are logged once; serving
 	// goes on.
 	Journal *pool.Recorder
-	// Decided is told of every placement, under the pool's lock: it must copy
-	// what it keeps and return at once.
-	Decided func(*Ticket, *fleet.Decision)
 	// Probe is asked to find out whether an endpoint is fit; it must not block
 	// and must call Probed once.
 	Probe func(Endpoint)
@@ -152,9 +150,9 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 	switch a.Kind {
 	case pool.Dispatch:
 		t := p.tickets[a.Req]
-		if p.options.Decided != nil {
-			p.options.Decided(t, a.Decision)
-		}
+		d := *a.Decision
+		d.Candidates = slices.Clone(d.Candidates)
+		t.decisions = append(t.decisions, d)
 		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Attempt: a.Attempt})
 	case pool.Refuse:
 		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})

@@ -31,6 +31,8 @@ type Ticket struct {
 	attempt int
 	ended   bool
 	arrived time.Time
+
+	decisions []fleet.Decision // under the pool's lock
 }
 
 // maxPending is how many orders can be waiting for a ticket: the brain gives
@@ -64,6 +66,13 @@ func (t *Ticket) give(o Order) { t.orders <- o }
 
 // Req returns the request's number within the pool.
 func (t *Ticket) Req() fleet.ReqID { return t.req }
+
+// Decisions returns the records of the placements so far.
+func (t *Ticket) Decisions() []fleet.Decision {
+	t.pool.mu.Lock()
+	defer t.pool.mu.Unlock()
+	return t.decisions
+}
 
 // Arrived returns when the ticket was opened.
 func (t *Ticket) Arrived() time.Time { return t.arrived }

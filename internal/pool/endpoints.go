@@ -116,7 +116,9 @@ func (b *Brain) onSample(ev *Sample, out []Action) []Action {
 		return out
 	}
 	if ev.Failure != fleet.FailNone {
-		if ev.Failure.Blames() {
+		// A metrics page that is slow, missing or odd says nothing of serving; a
+		// process that cannot be reached does.
+		if ev.Failure == fleet.FailConnect {
 			out = b.blame(slot, ev.Failure, out)
 		}
 		return out

@@ -1,0 +1,192 @@
+// Package config is the schema of the Fleet file: what may be written, what
+// stands for what is not, and every reason to refuse it.
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"time"
+
+	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/gateway"
+	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/pool"
+)
+
+// The identity of the Fleet file this version reads.
+const (
+	APIVersion = "penstock.dev/v1alpha1"
+	Kind       = "Fleet"
+)
+
+// Fleet is the whole file.
+type Fleet struct {
+	// APIVersion must be penstock.dev/v1alpha1.
+	APIVersion string `json:"apiVersion"`
+	// Kind must be Fleet.
+	Kind string `json:"kind"`
+	// Limits bound what clients and engines may take.
+	Limits Limits `json:"limits"`
+	// Scrape says how engines' gauges are read.
+	Scrape Scrape `json:"scrape"`
+	// Pools are the models served and the endpoints that serve them.
+	Pools []Pool `json:"pools"`
+}
+
+// Limits bound what clients and engines may take.
+type Limits struct {
+	// MaxBodyBytes is the largest request body, in bytes.
+	MaxBodyBytes int64 `json:"maxBodyBytes"`
+	// BodyTimeout is the time a request body may take to arrive.
+	BodyTimeout time.Duration `json:"bodyTimeout"`
+	// ConnectTimeout is the time to connect to an engine.
+	ConnectTimeout time.Duration `json:"connectTimeout"`
+	// FirstByteTimeout is the time an engine may take to its first event or
+	// whole answer.
+	FirstByteTimeout time.Duration `json:"firstByteTimeout"`
+	// IdleTimeout is the time between two events of a stream.
+	IdleTimeout time.Duration `json:"idleTimeout"`
+	// WriteTimeout is the time a client may take to accept what is written.
+	WriteTimeout time.Duration `json:"writeTimeout"`
+}
+
+// Scrape says how engines' gauges are read.
+type Scrape struct {
+	// Interval is the time between two readings of one endpoint.
+	Interval time.Duration `json:"interval"`
+	// Timeout is the time a reading may take.
+	Timeout time.Duration `json:"timeout"`
+}
+
+// Pool is one model and the endpoints that serve it. Beside its own fields it
+// takes those of pool.Config: policy, signals, queue, room, retry, health,
+// index.
+type Pool struct {
+	// Name is unique among pools; the model's name by default.
+	Name string `json:"name"`
+	// Model is what clients ask for. Required.
+	Model string `json:"model"`
+	// Dialect is how the engines are spoken to: vllm or openai.
+	Dialect string `json:"dialect"`
+	// Endpoints are the servers. At least one.
+	Endpoints []Endpoint `json:"endpoints"`
+	// Engine is what is known of every endpoint of the pool.
+	Engine Engine `json:"engine"`
+
+	pool.Config
+}
+
+// Endpoint is one server.
+type Endpoint struct {
+	// URL is its base, without /v1.
+	URL string `json:"url"`
+	// Name is unique in the pool; host and port of the URL by default.
+	Name string `json:"name"`
+}
+
+// Engine is what is known of an engine beforehand; what is not given is learnt
+// from its metrics where they tell.
+type Engine struct {
+	// KVTokens is the KV cache capacity in tokens.
+	KVTokens fleet.Tokens `json:"kvTokens"`
+	// MaxSeqs is how many sequences run at once.
+	MaxSeqs int `json:"maxSeqs"`
+	// BudgetTokens is how many tokens a step may process.
+	BudgetTokens fleet.Tokens `json:"budgetTokens"`
+	// StepMs is the believed step time in milliseconds; without it times to first
+	// token are not predicted.
+	StepMs StepMs `json:"stepMs"`
+}
+
+// StepMs holds the parameters of perf.Step in milliseconds, as fits are
+// published.
+type StepMs struct {
+	// Base is the time of an empty step.
+	Base float64 `json:"base"`
+	// PerSeq is the time per decoding sequence.
+	PerSeq float64 `json:"perSeq"`
+	// PerKV is the time per token of context.
+	PerKV float64 `json:"perKV"`
+	// PerPrompt is the time per prompt token.
+	PerPrompt float64 `json:"perPrompt"`
+}
+
+// Step returns the parameters in seconds.
+func (s StepMs) Step() perf.Step {
+	const ms = 1e-3
+	return perf.Step{Base: s.Base, PerSeq: s.PerSeq, PerKV: s.PerKV, PerPrompt: s.PerPrompt}.Scale(ms)
+}
+
+// Limits returns the engine's limits.
+func (e Engine) Limits() fleet.Limits {
+	return fleet.Limits{KVTokens: e.KVTokens, MaxSeqs: e.MaxSeqs, BudgetTokens: e.BudgetTokens}
+}
+
+// Default returns a fleet without pools.
+func Default() Fleet {
+	l := gateway.DefaultLimits()
+	return Fleet{
+		APIVersion: APIVersion, Kind: Kind,
+		Limits: Limits{
+			MaxBodyBytes: l.MaxBody, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
+			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,
+		},
+		Scrape: Scrape{Interval: time.Second, Timeout: 2 * time.Second},
+	}
+}
+
+// setDefaults fills a pool before the file is decoded over it.
+func (p *Pool) setDefaults() {
+	p.Dialect = "vllm"
+	p.Config = pool.Default()
+}
+
+// Load reads a file and returns the fleet, or every problem found, each with
+// the path of its field.
+func Load(path string) (Fleet, []error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return Fleet{}, []error{fmt.Errorf("read fleet file: %w", err)}
+	}
+	return Parse(raw)
+}
+
+// Parse reads a file's content; see Load.
+func Parse(raw []byte) (Fleet, []error) {
+	f := Default()
+	// The identity must be written, not assumed.
+	f.APIVersion, f.Kind = "", ""
+	if errs := decodeYAML(raw, &f); len(errs) > 0 {
+		return f, errs
+	}
+	f.complete()
+	return f, f.Validate()
+}
+
+// complete fills what depends on other fields.
+func (f *Fleet) complete() {
+	for i := range f.Pools {
+		p := &f.Pools[i]
+		if p.Name == "" {
+			p.Name = p.Model
+		}
+		for k := range p.Endpoints {
+			e := &p.Endpoints[k]
+			if base, err := engine.CheckURL(e.URL); err == nil {
+				e.URL = base
+				if u, err := url.Parse(base); err == nil && e.Name == "" {
+					e.Name = u.Host
+				}
+			}
+		}
+	}
+}
+
+// GatewayLimits returns the limits in the gateway's terms.
+func (l Limits) GatewayLimits() gateway.Limits {
+	return gateway.Limits{
+		MaxBody: l.MaxBodyBytes, BodyTimeout: l.BodyTimeout, FirstByte: l.FirstByteTimeout, Idle: l.IdleTimeout, Write: l.WriteTimeout,
+	}
+}

@@ -1,0 +1,117 @@
+package config
+
+import (
+	"fmt"
+	"time"
+
+	"penstock.dev/penstock/internal/engine"
+)
+
+// problems collects what is wrong, each with a field path.
+type problems []error
+
+func (p *problems) add(path, format string, args ...any) {
+	*p = append(*p, fmt.Errorf("%s: %w", path, fmt.Errorf(format, args...)))
+}
+
+// Validate returns every problem of a completed fleet, in order of the file.
+func (f Fleet) Validate() []error {
+	var errs problems
+	if f.APIVersion != APIVersion {
+		errs.add("apiVersion", "must be %q, is %q", APIVersion, f.APIVersion)
+	}
+	if f.Kind != Kind {
+		errs.add("kind", "must be %q, is %q", Kind, f.Kind)
+	}
+	f.Limits.validate(&errs)
+	positive(&errs, "scrape.interval", f.Scrape.Interval)
+	positive(&errs, "scrape.timeout", f.Scrape.Timeout)
+	if f.Scrape.Interval > 0 && f.Scrape.Interval < minScrape {
+		errs.add("scrape.interval", "must be at least %v: reading metrics costs the engine too", minScrape)
+	}
+	if len(f.Pools) == 0 {
+		errs.add("pools", "is empty: name at least one pool with a model and endpoints")
+	}
+	names, models := map[string]int{}, map[string]int{}
+	for i := range f.Pools {
+		path := fmt.Sprintf("pools[%d]", i)
+		f.Pools[i].validate(path, &errs)
+		unique(&errs, path+".name", f.Pools[i].Name, i, names, "pools[%d]")
+		unique(&errs, path+".model", f.Pools[i].Model, i, models, "pools[%d]")
+	}
+	return errs
+}
+
+// minScrape bounds how often metrics pages are read.
+const minScrape = 50 * time.Millisecond
+
+func positive(errs *problems, path string, d time.Duration) {
+	if d <= 0 {
+		errs.add(path, "must be positive, is %v", d)
+	}
+}
+
+// unique reports whether name, of the i-th element, is empty or new.
+func unique(errs *problems, path, name string, i int, seen map[string]int, where string) bool {
+	if name == "" {
+		return true
+	}
+	if first, dup := seen[name]; dup {
+		errs.add(path, "%q is that of "+where+" already", name, first)
+		return false
+	}
+	seen[name] = i
+	return true
+}
+
+func (l Limits) validate(errs *problems) {
+	if l.MaxBodyBytes < 1 {
+		errs.add("limits.maxBodyBytes", "must be at least 1, is %d", l.MaxBodyBytes)
+	}
+	positive(errs, "limits.bodyTimeout", l.BodyTimeout)
+	positive(errs, "limits.connectTimeout", l.ConnectTimeout)
+	positive(errs, "limits.firstByteTimeout", l.FirstByteTimeout)
+	positive(errs, "limits.idleTimeout", l.IdleTimeout)
+	positive(errs, "limits.writeTimeout", l.WriteTimeout)
+}
+
+func (p *Pool) validate(path string, errs *problems) {
+	if p.Model == "" {
+		errs.add(path+".model", "is required: the name that clients ask for")
+	}
+	if _, err := engine.DialectByName(p.Dialect); err != nil {
+		errs.add(path+".dialect", "%w", err)
+	}
+	if len(p.Endpoints) == 0 {
+		errs.add(path+".endpoints", "is empty: a pool needs at least one endpoint")
+	}
+	urls, names := map[string]int{}, map[string]int{}
+	for i, e := range p.Endpoints {
+		at := fmt.Sprintf("%s.endpoints[%d]", path, i)
+		if _, err := engine.CheckURL(e.URL); err != nil {
+			errs.add(at+".url", "%w", err)
+			continue
+		}
+		if unique(errs, at+".url", e.URL, i, urls, "endpoints[%d]") {
+			unique(errs, at+".name", e.Name, i, names, "endpoints[%d]")
+		}
+	}
+	p.Engine.validate(path+".engine", errs)
+	for _, err := range p.Config.Validate() {
+		*errs = append(*errs, fmt.Errorf("%s.%w", path, err))
+	}
+}
+
+func (e Engine) validate(path string, errs *problems) {
+	for _, f := range []struct {
+		name  string
+		value float64
+	}{
+		{"kvTokens", float64(e.KVTokens)}, {"maxSeqs", float64(e.MaxSeqs)}, {"budgetTokens", float64(e.BudgetTokens)},
+		{"stepMs.base", e.StepMs.Base}, {"stepMs.perSeq", e.StepMs.PerSeq}, {"stepMs.perKV", e.StepMs.PerKV}, {"stepMs.perPrompt", e.StepMs.PerPrompt},
+	} {
+		if f.value < 0 {
+			errs.add(path+"."+f.name, "must not be negative, is %v", f.value)
+		}
+	}
+}
