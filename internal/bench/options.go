@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"penstock.dev/penstock/internal/workload"
 )
 
 // Options are the flags of penstock bench. Start from DefaultOptions when not
@@ -50,8 +52,11 @@ type Options struct {
 	APIKey      string            `name:"api-key" json:"-" env:"PENSTOCK_API_KEY" placeholder:"KEY" help:"Key sent as a bearer token."`
 	AllowRemote bool              `name:"allow-remote" json:"allow_remote" help:"Allow a server that is not on this machine."`
 
-	JSON       bool   `name:"json" json:"-" help:"Print the result as JSON instead of a table."`
-	Output     string `name:"output" short:"o" json:"-" type:"path" placeholder:"FILE" help:"Also write the JSON result to FILE."`
+	JSON   bool   `name:"json" json:"-" help:"Print the result as JSON instead of a table."`
+	Output string `name:"output" short:"o" json:"-" type:"path" placeholder:"FILE" help:"Also write the JSON result to FILE."`
+	// Spec is a workload made in code, in place of a file.
+	Spec *workload.Spec `kong:"-" json:"-"`
+
 	PerRequest string `name:"per-request" json:"-" type:"path" placeholder:"FILE" help:"Write one JSON line per request to FILE."`
 }
 

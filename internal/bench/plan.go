@@ -64,6 +64,9 @@ func newPlan(o Options) (*plan, error) {
 
 // readSpec reads the workload file, or makes one up for the quick load.
 func (p *plan) readSpec() (*workload.Spec, error) {
+	if p.Spec != nil {
+		return p.Spec, nil
+	}
 	if p.Workload == "" {
 		s := &workload.Spec{API: workload.APISpec{Streaming: true}, Server: workload.ServerSpec{IgnoreEOS: true}}
 		s.Load.Kind = workload.ArrivalPoisson

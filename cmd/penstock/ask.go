@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"penstock.dev/penstock/internal/admin"
+	"penstock.dev/penstock/internal/obs"
+)
+
+const defaultAdmin = "http://127.0.0.1:9090"
+
+// askFlags say which running gateway to ask.
+type askFlags struct {
+	Admin      string        `default:"http://127.0.0.1:9090" help:"Admin address of the gateway."`
+	AdminToken string        `placeholder:"TOKEN" help:"Its bearer token."`
+	JSON       bool          `name:"json" help:"Print the gateway's JSON answer."`
+	Timeout    time.Duration `default:"10s" help:"Give up after so long."`
+}
+
+// maxReply is the largest answer read from an admin port.
+const maxReply = 64 << 20
+
+// get asks the admin port and returns the raw answer.
+func (a askFlags) get(ctx context.Context, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.Timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(a.Admin, "/")+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("--admin: %w", err)
+	}
+	if a.AdminToken != "" {
+		req.Header.Set("Authorization", "Bearer "+a.AdminToken)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("no gateway answers at %s (is one running? see --admin): %w", a.Admin, err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return nil, fmt.Errorf("read from %s: %w", a.Admin, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var e struct {
+			Error string `json:"error"`
+		}
+		if json.Unmarshal(raw, &e) == nil && e.Error != "" {
+			return nil, errors.New(e.Error)
+		}
+		return nil, fmt.Errorf("%s answered %s", a.Admin, resp.Status)
+	}
+	return raw, nil
+}
+
+type explainCmd struct {
+	Request string `arg:"" help:"Request id, as in the X-Request-Id header of the answer; or \"last\"."`
+	askFlags
+}
+
+// Help shows examples.
+func (explainCmd) Help() string {
+	return `Examples:
+  penstock explain hello
+  penstock explain last --json
+  penstock explain req-1a2b3c --admin http://127.0.0.1:9091`
+}
+
+// Run prints one record.
+func (c *explainCmd) Run(ctx context.Context, s streams) error {
+	path := "/api/decisions/" + url.PathEscape(c.Request)
+	if c.Request == "last" {
+		path = "/api/decisions?limit=1"
+	}
+	raw, err := c.get(ctx, path)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		_, err := s.Out.Write(raw)
+		return err
+	}
+	var rec obs.Record
+	if c.Request == "last" {
+		var list struct {
+			Decisions []obs.Record `json:"decisions"`
+		}
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return fmt.Errorf("answer of %s: %w", c.Admin, err)
+		}
+		if len(list.Decisions) == 0 {
+			return errors.New("no request has ended yet")
+		}
+		rec = list.Decisions[0]
+	} else if err := json.Unmarshal(raw, &rec); err != nil {
+		return fmt.Errorf("answer of %s: %w", c.Admin, err)
+	}
+	explain(s.Out, &rec)
+	return nil
+}
+
+// explain tells a record in words and a table per attempt.
+func explain(w io.Writer, r *obs.Record) {
+	kind := "whole"
+	if r.Stream {
+		kind = "streamed"
+	}
+	fmt.Fprintf(w, "request %s: %s (%s) for %q, about %d prompt tokens, ended %s\n",
+		r.Request, r.Path, kind, r.Model, r.Prompt, r.At.Local().Format("15:04:05.000"))
+	if len(r.Attempts) == 0 {
+		fmt.Fprintln(w, "\nIt was never placed.")
+	}
+	for i := range r.Attempts {
+		explainAttempt(w, &r.Attempts[i])
+	}
+	o := &r.Outcome
+	fmt.Fprintf(w, "\noutcome: status %d", o.Status)
+	if o.Endpoint != "" {
+		fmt.Fprintf(w, " from %s", o.Endpoint)
+	}
+	fmt.Fprintf(w, "; queued %.1f ms, first token after %.1f ms, then one per %.1f ms (median), %.1f ms in all\n", o.QueueMs, o.TTFTMs, o.ITLMs, o.TotalMs)
+	prompt, cached := "prompt not reported by the engine", "not reported"
+	if o.CachedTokens != nil {
+		cached = fmt.Sprint(*o.CachedTokens)
+	}
+	if o.PromptTokens > 0 {
+		prompt = fmt.Sprintf("%d prompt (cached: %s)", o.PromptTokens, cached)
+	}
+	fmt.Fprintf(w, "tokens: %s, %d out; retries: %d\n", prompt, o.OutputTokens, o.Retries)
+	for label, v := range map[string]string{"refused": o.Refusal, "failed": o.Failure} {
+		if v != "" {
+			fmt.Fprintf(w, "%s: %s\n", label, v)
+		}
+	}
+	if o.Error != "" {
+		fmt.Fprintf(w, "error: %s\n", o.Error)
+	}
+}
+
+func explainAttempt(w io.Writer, a *obs.Attempt) {
+	fmt.Fprintf(w, "\nattempt %d: %s chose %s", a.Attempt, a.Policy, a.Chosen)
+	switch {
+	case a.RunnerUp == "":
+		fmt.Fprint(w, ", the only candidate")
+	case a.Margin == 0:
+		fmt.Fprintf(w, " over %s: a tie, broken at random", a.RunnerUp)
+	default:
+		fmt.Fprintf(w, " over %s, by %.6g", a.RunnerUp, a.Margin)
+	}
+	fmt.Fprintf(w, "; after %.1f ms in the queue\n", a.QueuedMs)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tgauges' age\t")
+	for _, c := range a.Candidates {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t\n", c.Endpoint, c.Verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
+			number(c.TTFTMs, "%.1f ms", "unknown"), number(c.SampleAgeMs, "%.0f ms", "never read"))
+	}
+	t.Flush()
+	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
+		fmt.Fprintf(w, "of %d endpoints: %v\n", total(a.Counts), a.Counts)
+	}
+}
+
+func total(counts map[string]int) int {
+	n := 0
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+func number(v *float64, format, otherwise string) string {
+	if v == nil {
+		return otherwise
+	}
+	return fmt.Sprintf(format, *v)
+}
+
+type statusCmd struct{ askFlags }
+
+// Run prints the pools of a running gateway.
+func (c *statusCmd) Run(ctx context.Context, s streams) error {
+	raw, err := c.get(ctx, "/api/status")
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		_, err := s.Out.Write(raw)
+		return err
+	}
+	var st admin.Status
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return fmt.Errorf("answer of %s: %w", c.Admin, err)
+	}
+	ready := "ready"
+	if !st.Ready {
+		ready = "not ready"
+	}
+	fmt.Fprintf(s.Out, "penstock %s, up %v, %s\n", st.Version, time.Since(st.Started).Round(time.Second), ready)
+	for _, p := range st.Pools {
+		y := p.Tally
+		fmt.Fprintf(s.Out, "\npool %s (%s), policy %s\n%d requests: %d done, %d in flight, %d queued, %d failed, %d cancelled, %d shed, %d expired, %d retries\n",
+			p.Name, strings.Join(p.Models, ", "), p.Policy, y.Arrived, y.Done, y.InFlight, y.Queued, y.Failed, y.Cancelled, y.Shed, y.Expired, y.Retried)
+		t := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(t, "endpoint\thealth\tin flight\tothers'\tbacklog\tactive\tcached\tkv used\tgauges' age\tattempts\tfailed\t")
+		for _, e := range p.Endpoints {
+			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t%d\t\n", e.Name, e.Health, e.InFlight, e.External, e.Backlog, e.Active, e.Cached,
+				number(e.KVUsage, "%.2f", "?"), number(e.SampleAgeMs, "%.0f ms", "never"), e.Attempts, e.FailedCount)
+		}
+		t.Flush()
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"penstock.dev/penstock/internal/bench"
+	"penstock.dev/penstock/internal/config"
+	"penstock.dev/penstock/internal/enginesim/server"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/journal"
+	"penstock.dev/penstock/internal/pool"
+)
+
+func kvTokens(n int) fleet.Tokens { return fleet.Tokens(n) }
+
+type engineCmd struct {
+	Listen       string        `default:"127.0.0.1:8000" help:"Address to serve on."`
+	Model        string        `help:"Model (default Qwen/Qwen3-32B)."`
+	Accelerator  string        `help:"Accelerator (default H100)."`
+	TP           int           `name:"tp" default:"2" help:"Tensor parallelism, in accelerators."`
+	Speedup      float64       `default:"1" help:"Run so many times faster than life."`
+	Factor       float64       `default:"1" help:"Multiply step times: above 1 is a slow replica."`
+	Noise        float64       `default:"0.05" help:"Spread of step times, 0 to 1."`
+	Replica      int           `default:"0" help:"Index among replicas; gives each its own noise."`
+	Seed         uint64        `default:"1" help:"Seed of the text; replicas of one fleet share it."`
+	KVTokens     int           `name:"kv-tokens" placeholder:"N" help:"KV cache in tokens (default: what the accelerators hold)."`
+	MaxSeqs      int           `placeholder:"N" help:"Sequences running at once (default 256)."`
+	BudgetTokens int           `placeholder:"N" help:"Tokens per step (default 8192)."`
+	MaxModelLen  int           `placeholder:"N" help:"Longest prompt plus answer (default 131072)."`
+	OutputMean   float64       `default:"200" help:"Mean length of answers that end by themselves."`
+	Grace        time.Duration `default:"10s" help:"After a signal, let open requests run for so long."`
+}
+
+// Help shows examples.
+func (engineCmd) Help() string {
+	return `A simulated engine speaks vLLM's API and schedules as vLLM does; only its
+arithmetic is missing. It can be made to fail on purpose: see POST /sim/fault.
+
+Examples:
+  penstock engine --listen 127.0.0.1:8001
+  penstock engine --listen 127.0.0.1:8002 --factor 1.5     a slow replica
+  curl -X POST localhost:8001/sim/fault -d '{"kind":"hang","count":1}'`
+}
+
+// crashed is the exit status of a simulated crash, as of a process that was
+// killed.
+const crashed = 137
+
+// Run serves until a signal, or until told to crash.
+func (c *engineCmd) Run(ctx context.Context, s streams) error {
+	n, err := server.Listen(c.Listen, server.Config{
+		Options: server.Options{
+			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
+			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
+			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	o := n.Server.Options()
+	fmt.Fprintf(s.Out, "Simulated engine: %s on %d x %s, %d tokens of KV cache, at %s\n", o.Model, o.TP, o.Accelerator, o.KVTokens, n.URL())
+	select {
+	case <-n.Done(): // a simulated crash has cut every connection
+		return exitError(crashed)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.Background(), c.Grace)
+	defer cancel()
+	if err := n.Shutdown(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+type benchCmd struct{ bench.Options }
+
+// Help shows examples.
+func (benchCmd) Help() string { return bench.Help }
+
+// Run sends the load. It fails when a request did.
+func (c *benchCmd) Run(ctx context.Context, s streams) error {
+	r, err := bench.Run(ctx, c.Options, bench.Streams{Out: s.Out, Err: s.Err, TTY: bench.IsTerminal(os.Stderr)})
+	if err != nil {
+		return err
+	}
+	if r.Requests.Failed > 0 || r.Interrupted {
+		return exitError(1)
+	}
+	return nil
+}
+
+type checkCmd struct {
+	File    string `arg:"" optional:"" type:"existingfile" help:"Fleet file to check."`
+	Journal string `type:"existingfile" placeholder:"FILE" help:"Replay a journal into a fresh brain and compare its actions byte by byte."`
+}
+
+// Help shows examples.
+func (checkCmd) Help() string {
+	return `Examples:
+  penstock check fleet.yaml
+  penstock check --journal decisions.journal`
+}
+
+// Run checks what it is given and reports every problem.
+func (c *checkCmd) Run(s streams) error {
+	if c.File == "" && c.Journal == "" {
+		return errors.New("nothing to check: give a Fleet file or --journal FILE")
+	}
+	if c.File != "" {
+		f, errs := config.Load(c.File)
+		for _, e := range errs {
+			fmt.Fprintln(s.Out, e)
+		}
+		if len(errs) > 0 {
+			return fmt.Errorf("%s has %d problems", c.File, len(errs))
+		}
+		endpoints := 0
+		for _, p := range f.Pools {
+			endpoints += len(p.Endpoints)
+		}
+		fmt.Fprintf(s.Out, "%s is in order: %d pools, %d endpoints\n", c.File, len(f.Pools), endpoints)
+	}
+	if c.Journal != "" {
+		return c.replay(s)
+	}
+	return nil
+}
+
+func (c *checkCmd) replay(s streams) error {
+	file, err := os.Open(c.Journal)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	r, err := journal.NewReader(file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Journal, err)
+	}
+	b, steps, err := pool.Replay(r)
+	if err != nil {
+		return fmt.Errorf("%s, after %d steps: %w", c.Journal, steps, err)
+	}
+	t := b.Tally()
+	fmt.Fprintf(s.Out, "%s replays to the same actions: %d steps, %d requests (%d done, %d failed, %d cancelled, %d shed or expired, %d open at the end)\n",
+		c.Journal, steps, t.Arrived, t.Done, t.Failed, t.Cancelled, t.Shed+t.Expired, t.Queued+t.InFlight)
+	return nil
+}

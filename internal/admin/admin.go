@@ -1,0 +1,255 @@
+// Package admin is the operator's port: the state of the pools, the records of
+// decisions, metrics and profiles. It listens on loopback unless it is given a
+// token.
+package admin
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"strconv"
+	"strings"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/obs"
+	"penstock.dev/penstock/internal/pool"
+)
+
+// Options are what the admin port shows. All fields but Token are required.
+type Options struct {
+	Version string
+	Started time.Time
+	Pools   func() []PoolInfo
+	Ring    *obs.Ring
+	Metrics http.Handler
+	Ready   func() bool
+	// Token, when set, must come as a bearer token with every request. Without
+	// one only requests to a loopback name are answered, so that a web page
+	// elsewhere cannot read this port through a browser.
+	Token string
+}
+
+// PoolInfo is a pool and what configuration says of it.
+type PoolInfo struct {
+	Pool   *live.Pool
+	Models []string
+	Policy string
+}
+
+// New returns the handler of the admin port.
+func New(o Options) http.Handler {
+	a := &adminPort{o}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", a.index)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.HandleFunc("GET /api/status", a.status)
+	mux.HandleFunc("GET /api/decisions", a.decisions)
+	mux.HandleFunc("GET /api/decisions/{id}", a.decision)
+	mux.Handle("GET /metrics", o.Metrics)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return a.guard(mux)
+}
+
+// CheckListen refuses an address that others can reach when there is no token.
+func CheckListen(addr, token string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("admin address %q: %w", addr, err)
+	}
+	if token == "" && !isLoopback(host) {
+		return fmt.Errorf("admin address %q can be reached from elsewhere: set --admin-token, or listen on 127.0.0.1", addr)
+	}
+	return nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+type adminPort struct{ o Options }
+
+// guard lets in who may look.
+func (a *adminPort) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.o.Token != "" {
+			got, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+			if subtle.ConstantTimeCompare([]byte(got), []byte(a.o.Token)) != 1 {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+				fail(w, http.StatusUnauthorized, "the admin port wants its token: Authorization: Bearer …")
+				return
+			}
+		} else if host := hostOnly(r.Host); !isLoopback(host) {
+			fail(w, http.StatusForbidden, fmt.Sprintf("the admin port answers to loopback names only, not to %q", host))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func hostOnly(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
+
+func (a *adminPort) index(w http.ResponseWriter, _ *http.Request) {
+	text(w, http.StatusOK, "Penstock "+a.o.Version+`
+
+GET /api/status            pools, endpoints, counts
+GET /api/decisions         the latest requests and why they went where they did (?limit=N, ?pool=NAME)
+GET /api/decisions/{id}    one request
+GET /metrics               Prometheus
+GET /healthz, /readyz
+GET /debug/pprof/`)
+}
+
+func (a *adminPort) readyz(w http.ResponseWriter, _ *http.Request) {
+	if !a.o.Ready() {
+		text(w, http.StatusServiceUnavailable, "not ready")
+		return
+	}
+	text(w, http.StatusOK, "ok")
+}
+
+// Status is the answer of /api/status. Times are in milliseconds.
+type Status struct {
+	Version string       `json:"version"`
+	Started time.Time    `json:"started"`
+	Ready   bool         `json:"ready"`
+	Ring    RingStatus   `json:"decisionRing"`
+	Pools   []PoolStatus `json:"pools"`
+}
+
+// RingStatus tells how full the ring of decision records is.
+type RingStatus struct {
+	Records int    `json:"records"`
+	Bytes   int    `json:"bytes"`
+	Total   uint64 `json:"total"` // ever recorded
+}
+
+// PoolStatus is one pool.
+type PoolStatus struct {
+	Name      string           `json:"name"`
+	Models    []string         `json:"models"`
+	Policy    string           `json:"policy"`
+	Tally     pool.Tally       `json:"requests"`
+	Endpoints []EndpointStatus `json:"endpoints"`
+}
+
+// EndpointStatus is one endpoint: the ledger's figures, what its gauges said
+// and how long ago.
+type EndpointStatus struct {
+	Name        string   `json:"name"`
+	Health      string   `json:"health"`
+	Draining    bool     `json:"draining"`
+	NextProbeMs float64  `json:"nextProbeMs,omitempty"`
+	InFlight    int      `json:"inFlight"`
+	External    int      `json:"external"`
+	Backlog     int      `json:"backlogTokens"`
+	Active      int      `json:"activeTokens"`
+	Cached      int      `json:"believedCachedTokens"`
+	KVTokens    int      `json:"kvTokens,omitempty"`
+	SampleAgeMs *float64 `json:"sampleAgeMs"` // null when never scraped
+	Running     *int     `json:"running"`     // gauges: null when unknown
+	Waiting     *int     `json:"waiting"`
+	KVUsage     *float64 `json:"kvUsage"`
+	Attempts    uint64   `json:"attempts"`
+	FailedCount uint64   `json:"failedAttempts"`
+}
+
+func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
+	s := Status{Version: a.o.Version, Started: a.o.Started, Ready: a.o.Ready(), Pools: []PoolStatus{}}
+	s.Ring.Records, s.Ring.Bytes, s.Ring.Total = a.o.Ring.Size()
+	var snap fleet.Snapshot
+	for _, p := range a.o.Pools() {
+		ps := PoolStatus{Name: p.Pool.Name(), Models: p.Models, Policy: p.Policy, Tally: p.Pool.Tally(), Endpoints: []EndpointStatus{}}
+		p.Pool.View(&snap)
+		for _, e := range snap.Endpoints {
+			ps.Endpoints = append(ps.Endpoints, endpointStatus(p.Pool.EndpointName(e.ID), e))
+		}
+		s.Pools = append(s.Pools, ps)
+	}
+	reply(w, http.StatusOK, s)
+}
+
+func endpointStatus(name string, e fleet.EndpointState) EndpointStatus {
+	s := EndpointStatus{
+		Name: name, Health: e.Health, Draining: e.Draining, NextProbeMs: obs.Millis(e.EjectedFor), InFlight: e.InFlight, External: e.External,
+		Backlog: int(e.Backlog), Active: int(e.Active), Cached: int(e.Cached), KVTokens: int(e.Limits.KVTokens),
+		Attempts: e.Requests, FailedCount: e.Failures,
+	}
+	if e.SampleAge >= 0 {
+		s.SampleAgeMs = new(obs.Millis(e.SampleAge))
+	}
+	if e.Gauges.Known.Has(fleet.KnownRunning) {
+		s.Running = new(e.Gauges.Running)
+	}
+	if e.Gauges.Known.Has(fleet.KnownWaiting) {
+		s.Waiting = new(e.Gauges.Waiting)
+	}
+	if e.Gauges.Known.Has(fleet.KnownKVUsage) {
+		s.KVUsage = new(e.Gauges.KVUsage)
+	}
+	return s
+}
+
+// The number of records a list has, and at most has.
+const (
+	defaultLimit = 50
+	maxLimit     = 1000
+)
+
+func (a *adminPort) decisions(w http.ResponseWriter, r *http.Request) {
+	limit := defaultLimit
+	if v := r.URL.Query().Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > maxLimit {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("limit must be a number from 1 to %d, is %q", maxLimit, v))
+			return
+		}
+		limit = n
+	}
+	reply(w, http.StatusOK, struct {
+		Decisions []obs.Record `json:"decisions"`
+	}{a.o.Ring.Latest(limit, r.URL.Query().Get("pool"))})
+}
+
+func (a *adminPort) decision(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	rec, ok := a.o.Ring.Find(id)
+	if !ok {
+		fail(w, http.StatusNotFound, fmt.Sprintf("no record of request %q: it has not ended yet, is not of this gateway, or is older than what the ring of %d MB keeps", id, obs.RingBytes>>20))
+		return
+	}
+	reply(w, http.StatusOK, rec)
+}
+
+func reply(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(v) // the reader may have gone
+}
+
+func fail(w http.ResponseWriter, status int, message string) {
+	reply(w, status, map[string]string{"error": message})
+}
+
+func text(w http.ResponseWriter, status int, s string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(s + "\n")) // the reader may have gone
+}

@@ -1,0 +1,211 @@
+// Package app puts the parts together: it opens the ports, makes the pools and
+// their loops, and takes everything down again in the reverse order.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"penstock.dev/penstock/internal/admin"
+	"penstock.dev/penstock/internal/config"
+	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/gateway"
+	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/obs"
+)
+
+// Options say what to run. Either Config has pools, or Discover lists servers
+// whose models are asked of them.
+type Options struct {
+	Config   config.Fleet
+	Discover []discovery.Found
+	// DiscoveredPool is what pools made for discovered servers are configured
+	// with; its Name, Model and Endpoints are filled in.
+	DiscoveredPool config.Pool
+
+	Listen      string // public address
+	AdminListen string
+	AdminToken  string
+	Journal     string // file to record decisions to; "" for none
+	Seed        uint64
+	Version     string
+	Log         *slog.Logger
+	AccessLog   bool
+
+	DrainDelay   time.Duration // not ready, still accepting
+	DrainTimeout time.Duration // for open requests to end
+}
+
+// The limits of the HTTP servers themselves, which no deployment has needed to
+// change.
+const (
+	headerTimeout = 10 * time.Second
+	keepAlive     = 2 * time.Minute
+	maxHeader     = 64 << 10
+)
+
+// App is a running gateway.
+type App struct {
+	o       Options
+	log     *slog.Logger
+	client  *engine.Client
+	fleet   *table
+	gateway *gateway.Gateway
+	metrics *obs.Metrics
+	ring    *obs.Ring
+	started time.Time
+
+	public, admin           *http.Server
+	publicAddr, adminAddr   string
+	servers                 sync.WaitGroup
+	stopLoops               context.CancelFunc
+	loops                   context.Context //nolint:containedctx // the lifetime of all loops, ended by Close
+	discovering             sync.WaitGroup
+	publicFailed, adminFail chan error
+}
+
+// Start opens the ports and begins to serve. On error nothing is left running.
+func Start(o Options) (*App, error) {
+	if err := admin.CheckListen(o.AdminListen, o.AdminToken); err != nil {
+		return nil, err
+	}
+	a := &App{o: o, log: o.Log, started: time.Now(), publicFailed: make(chan error, 1), adminFail: make(chan error, 1)}
+	publicL, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("public port: %w (choose another with --listen)", err)
+	}
+	adminL, err := net.Listen("tcp", o.AdminListen)
+	if err != nil {
+		publicL.Close()
+		return nil, fmt.Errorf("admin port: %w (choose another with --admin-listen)", err)
+	}
+	a.loops, a.stopLoops = context.WithCancel(context.Background())
+	a.client = engine.NewClient(engine.Options{ConnectTimeout: o.Config.Limits.ConnectTimeout, ControlTimeout: o.Config.Scrape.Timeout})
+	a.fleet = newTable(a)
+	a.metrics = obs.NewMetrics(o.Version, a.fleet.all)
+	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
+	if err := a.openPools(); err != nil {
+		publicL.Close()
+		adminL.Close()
+		a.closePools()
+		return nil, err
+	}
+	a.serve(publicL, adminL)
+	a.gateway.SetReady()
+	return a, nil
+}
+
+func (a *App) openPools() error {
+	for i := range a.o.Config.Pools {
+		if err := a.fleet.open(a.o.Config.Pools[i], []gateway.Model{{ID: a.o.Config.Pools[i].Model, Created: a.started}}); err != nil {
+			return err
+		}
+	}
+	if len(a.o.Discover) > 0 {
+		a.discovering.Go(func() {
+			discovery.Static(a.loops, a.o.Discover, a.client, a.log, a.fleet.found)
+		})
+	}
+	return nil
+}
+
+func (a *App) serve(publicL, adminL net.Listener) {
+	observer := obs.Observer{Metrics: a.metrics, Ring: a.ring}
+	if a.o.AccessLog {
+		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x) }
+	}
+	a.gateway = gateway.New(gateway.Options{
+		Fleet: a.fleet, Client: a.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log, Observe: observer.Observe,
+	})
+	adminHandler := admin.New(admin.Options{
+		Version: a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),
+		Ready: a.gateway.Ready, Token: a.o.AdminToken,
+	})
+	errorLog := slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
+	newServer := func(h http.Handler) *http.Server {
+		return &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: maxHeader, ErrorLog: errorLog}
+	}
+	a.public, a.admin = newServer(a.gateway), newServer(adminHandler)
+	a.publicAddr, a.adminAddr = publicL.Addr().String(), adminL.Addr().String()
+	run := func(s *http.Server, l net.Listener, failed chan<- error) {
+		a.servers.Go(func() {
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	run(a.public, publicL, a.publicFailed)
+	run(a.admin, adminL, a.adminFail)
+}
+
+// URL returns the public base URL.
+func (a *App) URL() string { return "http://" + a.publicAddr }
+
+// AdminURL returns the admin base URL.
+func (a *App) AdminURL() string { return "http://" + a.adminAddr }
+
+// Wait serves until ctx ends or a port fails, then drains and closes.
+func (a *App) Wait(ctx context.Context) error {
+	var failed error
+	select {
+	case <-ctx.Done():
+	case err := <-a.publicFailed:
+		failed = fmt.Errorf("public port: %w", err)
+	case err := <-a.adminFail:
+		failed = fmt.Errorf("admin port: %w", err)
+	}
+	return errors.Join(failed, a.Close())
+}
+
+// Close takes the gateway down: not ready, a delay for load balancers to
+// notice, no new connections, open requests to their end or the drain timeout,
+// then everything else.
+func (a *App) Close() error {
+	a.gateway.Drain()
+	if a.o.DrainDelay > 0 {
+		a.log.Info("draining: not ready, still accepting", "delay", a.o.DrainDelay)
+		time.Sleep(a.o.DrainDelay)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), a.o.DrainTimeout)
+	defer cancel()
+	if n := a.fleet.openRequests(); n > 0 {
+		a.log.Info("draining: finishing open requests", "open", n, "timeout", a.o.DrainTimeout)
+	}
+	err := a.public.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.log.Warn("drain timeout: cutting open requests", "open", a.fleet.openRequests())
+		err = a.public.Close()
+	}
+	err = errors.Join(err, a.admin.Close())
+	a.servers.Wait()
+	return errors.Join(err, a.closePools())
+}
+
+// closePools ends what openPools began.
+func (a *App) closePools() error {
+	a.stopLoops()
+	a.discovering.Wait()
+	err := a.fleet.close()
+	a.client.Close()
+	return err
+}
+
+// Pool returns the pool that serves a model.
+func (a *App) Pool(model string) (*live.Pool, bool) { return a.fleet.Pool(model) }
+
+// fitnessLine logs a change of an endpoint's health.
+func (a *App) fitnessLine(pool string, e live.Endpoint, state fmt.Stringer, cause fleet.Failure) {
+	if cause != fleet.FailNone {
+		a.log.Warn("endpoint is out", "pool", pool, "endpoint", e.Name, "health", state.String(), "cause", cause.String())
+		return
+	}
+	a.log.Info("endpoint is back", "pool", pool, "endpoint", e.Name, "health", state.String())
+}

@@ -1,0 +1,203 @@
+package obs
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/gateway"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/live"
+)
+
+// Metrics are the gateway's own, on a registry of their own. Labels come from
+// configuration (pools, endpoints) and closed sets, never from clients.
+type Metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	tokens   *prometheus.CounterVec
+	retries  *prometheus.CounterVec
+	failures *prometheus.CounterVec
+	ejected  *prometheus.CounterVec
+	queue    *prometheus.HistogramVec
+	ttft     *prometheus.HistogramVec
+	itl      *prometheus.HistogramVec
+	total    *prometheus.HistogramVec
+	ttftOff  *prometheus.HistogramVec
+}
+
+// seconds are the bucket bounds of times: from a millisecond to ten minutes.
+var seconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+
+// ratios are the bucket bounds of predicted over measured.
+var ratios = []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10}
+
+// NewMetrics returns metrics that also collect the state of the pools that
+// pools returns at each scrape.
+func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(c)
+		return c
+	}
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"pool"})
+		m.registry.MustRegister(h)
+		return h
+	}
+	m.requests = counter("penstock_requests_total", "Requests answered, by pool and HTTP status (499: the client left first).", "pool", "status")
+	m.tokens = counter("penstock_tokens_total", "Tokens as engines report them: prompt (cached included), cached, output.", "pool", "kind")
+	m.retries = counter("penstock_retries_total", "Attempts after the first.", "pool")
+	m.failures = counter("penstock_failed_attempts_total", "Last attempts that failed, by kind.", "pool", "kind")
+	m.ejected = counter("penstock_endpoint_ejections_total", "Times an endpoint was taken out.", "pool", "endpoint", "cause")
+	m.queue = histogram("penstock_queue_seconds", "Time from arrival to first dispatch.", seconds)
+	m.ttft = histogram("penstock_ttft_seconds", "Time from arrival to the first token of a stream.", seconds)
+	m.itl = histogram("penstock_itl_seconds", "Median time between tokens of a stream.", seconds)
+	m.total = histogram("penstock_request_seconds", "Time from arrival to the end of the answer.", seconds)
+	m.ttftOff = histogram("penstock_ttft_prediction_ratio", "Predicted over measured time from dispatch to first token.", ratios)
+	m.registry.MustRegister(&poolCollector{pools}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_build_info", Help: "1, labelled by version."}, []string{"version"})
+	build.WithLabelValues(version).Set(1)
+	m.registry.MustRegister(build)
+	return m
+}
+
+// Handler serves the metrics page.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Observe counts a request at its end.
+func (m *Metrics) Observe(a *gateway.Access) {
+	pool := a.Pool
+	if pool == "" {
+		pool = "none"
+	}
+	m.requests.WithLabelValues(pool, strconv.Itoa(a.Status)).Inc()
+	if a.Pool == "" {
+		return
+	}
+	if a.Attempts > 1 {
+		m.retries.WithLabelValues(pool).Add(float64(a.Attempts - 1))
+	}
+	if a.Failure != fleet.FailNone {
+		m.failures.WithLabelValues(pool, a.Failure.String()).Inc()
+	}
+	if a.Usage.Known {
+		m.tokens.WithLabelValues(pool, "prompt").Add(float64(a.Usage.Prompt))
+		m.tokens.WithLabelValues(pool, "cached").Add(float64(max(a.Usage.Cached, 0)))
+	}
+	m.tokens.WithLabelValues(pool, "output").Add(float64(a.Usage.Output))
+	m.total.WithLabelValues(pool).Observe(a.Total.Seconds())
+	if a.Attempts > 0 {
+		m.queue.WithLabelValues(pool).Observe(a.Queue.Seconds())
+	}
+	if a.TTFT > 0 {
+		m.ttft.WithLabelValues(pool).Observe(a.TTFT.Seconds())
+		m.observePrediction(pool, a)
+	}
+	if a.ITL > 0 {
+		m.itl.WithLabelValues(pool).Observe(a.ITL.Seconds())
+	}
+}
+
+// observePrediction compares what was believed with what was measured, for
+// requests that went well at the first endpoint.
+func (m *Metrics) observePrediction(pool string, a *gateway.Access) {
+	if len(a.Decisions) != 1 || len(a.Decisions[0].Candidates) == 0 {
+		return
+	}
+	believed, measured := a.Decisions[0].Candidates[0].TTFT, a.TTFT-a.Queue
+	if believed > 0 && measured > 0 {
+		m.ttftOff.WithLabelValues(pool).Observe(believed.Seconds() / measured.Seconds())
+	}
+}
+
+// Ejected counts an endpoint taken out.
+func (m *Metrics) Ejected(pool, endpoint string, state health.State, cause fleet.Failure) {
+	if state == health.Ejected {
+		m.ejected.WithLabelValues(pool, endpoint, cause.String()).Inc()
+	}
+}
+
+// poolCollector reads the pools' state when scraped, so that the hot path sets
+// no gauges.
+type poolCollector struct{ pools func() []*live.Pool }
+
+var (
+	descState    = prometheus.NewDesc("penstock_pool_requests_total", "Requests by what became of them; arrived is all of them.", []string{"pool", "state"}, nil)
+	descQueued   = prometheus.NewDesc("penstock_pool_queued", "Requests that wait in the queue.", []string{"pool"}, nil)
+	descOpen     = prometheus.NewDesc("penstock_pool_in_flight", "Requests at endpoints.", []string{"pool"}, nil)
+	descInFlight = prometheus.NewDesc("penstock_endpoint_in_flight", "Requests dispatched and not ended, by the ledger.", []string{"pool", "endpoint"}, nil)
+	descBacklog  = prometheus.NewDesc("penstock_endpoint_backlog_tokens", "Prompt tokens dispatched and not yet answered with a first token.", []string{"pool", "endpoint"}, nil)
+	descActive   = prometheus.NewDesc("penstock_endpoint_active_tokens", "Tokens of context in use, by the ledger.", []string{"pool", "endpoint"}, nil)
+	descCached   = prometheus.NewDesc("penstock_endpoint_believed_cached_tokens", "Prompt tokens believed cached.", []string{"pool", "endpoint"}, nil)
+	descFit      = prometheus.NewDesc("penstock_endpoint_fit", "1 healthy, 0.5 on trial, 0 ejected.", []string{"pool", "endpoint"}, nil)
+	descAge      = prometheus.NewDesc("penstock_endpoint_sample_age_seconds", "Age of the gauges; absent when never read.", []string{"pool", "endpoint"}, nil)
+	descSent     = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
+	descFailed   = prometheus.NewDesc("penstock_endpoint_failed_attempts_total", "Attempts that failed.", []string{"pool", "endpoint"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descSent, descFailed} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	var snap fleet.Snapshot
+	for _, p := range c.pools() {
+		y := p.Tally()
+		for state, n := range map[string]uint64{
+			"arrived": y.Arrived, "done": y.Done, "shed": y.Shed, "expired": y.Expired, "failed": y.Failed, "cancelled": y.Cancelled,
+		} {
+			count(descState, n, p.Name(), state)
+		}
+		gauge(descQueued, float64(y.Queued), p.Name())
+		gauge(descOpen, float64(y.InFlight), p.Name())
+		p.View(&snap)
+		for _, e := range snap.Endpoints {
+			name := p.EndpointName(e.ID)
+			gauge(descInFlight, float64(e.InFlight), p.Name(), name)
+			gauge(descBacklog, float64(e.Backlog), p.Name(), name)
+			gauge(descActive, float64(e.Active), p.Name(), name)
+			gauge(descCached, float64(e.Cached), p.Name(), name)
+			gauge(descFit, map[string]float64{health.Healthy.String(): 1, health.Trial.String(): 0.5}[e.Health], p.Name(), name)
+			if e.SampleAge >= 0 {
+				gauge(descAge, e.SampleAge.Seconds(), p.Name(), name)
+			}
+			count(descSent, e.Requests, p.Name(), name)
+			count(descFailed, e.Failures, p.Name(), name)
+		}
+	}
+}
+
+// Observer fans a request's end out to the log, the metrics and the ring.
+type Observer struct {
+	Access  func(*gateway.Access) // the access line; nil for none
+	Metrics *Metrics
+	Ring    *Ring
+}
+
+// Observe implements the gateway's observer.
+func (o Observer) Observe(a *gateway.Access) {
+	o.Metrics.Observe(a)
+	o.Ring.Add(time.Now(), a)
+	if o.Access != nil {
+		o.Access(a)
+	}
+}

@@ -1,0 +1,236 @@
+package obs
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/gateway"
+)
+
+// RingBytes bounds the memory of the decision ring.
+const RingBytes = 32 << 20
+
+// Ring keeps the records of the latest requests, as many as fit in its bytes.
+// It is safe for concurrent use.
+type Ring struct {
+	// Name returns the name of an endpoint of a pool, "" when it is gone.
+	Name func(pool string, id fleet.EndpointID) string
+
+	mu    sync.Mutex
+	limit int
+	bytes int
+	queue []*entry // oldest first, from head on
+	head  int
+	byID  map[string]*entry
+	total uint64
+}
+
+type entry struct {
+	at     time.Time
+	access gateway.Access
+	size   int
+}
+
+// NewRing returns a ring that holds at most limit bytes.
+func NewRing(limit int, name func(pool string, id fleet.EndpointID) string) *Ring {
+	return &Ring{Name: name, limit: limit, byID: map[string]*entry{}}
+}
+
+// What an entry costs beside its strings and candidates, rounded up.
+const (
+	entryBytes     = 768
+	decisionBytes  = 224
+	candidateBytes = 72
+)
+
+// Add records a request at its end.
+func (r *Ring) Add(at time.Time, a *gateway.Access) {
+	e := &entry{at: at, access: *a}
+	e.size = entryBytes + len(a.ID) + len(a.Model) + len(a.Path)
+	for i := range a.Decisions {
+		e.size += decisionBytes + candidateBytes*len(a.Decisions[i].Candidates)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.total++
+	r.bytes += e.size
+	r.queue = append(r.queue, e)
+	r.byID[a.ID] = e
+	for r.bytes > r.limit && r.head < len(r.queue) {
+		old := r.queue[r.head]
+		r.queue[r.head] = nil
+		r.head++
+		r.bytes -= old.size
+		if r.byID[old.access.ID] == old {
+			delete(r.byID, old.access.ID)
+		}
+	}
+	if r.head > len(r.queue)/2 {
+		n := copy(r.queue, r.queue[r.head:])
+		clear(r.queue[n:])
+		r.queue, r.head = r.queue[:n], 0
+	}
+}
+
+// Find returns the record of the latest request with an id.
+func (r *Ring) Find(id string) (Record, bool) {
+	r.mu.Lock()
+	e := r.byID[id]
+	r.mu.Unlock()
+	if e == nil {
+		return Record{}, false
+	}
+	return r.render(e), true
+}
+
+// Latest returns up to n records, newest first, of one pool or (with "") of
+// all.
+func (r *Ring) Latest(n int, pool string) []Record {
+	r.mu.Lock()
+	var picked []*entry
+	for i := len(r.queue) - 1; i >= r.head && len(picked) < n; i-- {
+		if e := r.queue[i]; pool == "" || e.access.Pool == pool {
+			picked = append(picked, e)
+		}
+	}
+	r.mu.Unlock()
+	out := make([]Record, 0, len(picked))
+	for _, e := range picked {
+		out = append(out, r.render(e))
+	}
+	return out
+}
+
+// Size returns the number of records held, their bytes, and how many were ever
+// added.
+func (r *Ring) Size() (records, bytes int, total uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.queue) - r.head, r.bytes, r.total
+}
+
+// Record is what can be told of one request: the wire form of the admin API.
+// Times are in milliseconds.
+type Record struct {
+	Request  string    `json:"request"`
+	At       time.Time `json:"at"` // its end
+	Pool     string    `json:"pool"`
+	Model    string    `json:"model"`
+	Path     string    `json:"path"`
+	Stream   bool      `json:"stream"`
+	Prompt   int       `json:"estimatedPromptTokens"`
+	Outcome  Outcome   `json:"outcome"`
+	Attempts []Attempt `json:"attempts"`
+}
+
+// Outcome is what happened.
+type Outcome struct {
+	Status       int     `json:"status"`
+	Endpoint     string  `json:"endpoint,omitempty"`
+	Attempts     int     `json:"attempts"`
+	Retries      int     `json:"retries"`
+	QueueMs      float64 `json:"queueMs"`
+	TTFTMs       float64 `json:"ttftMs"`
+	ITLMs        float64 `json:"itlP50Ms"`
+	TotalMs      float64 `json:"totalMs"`
+	PromptTokens int     `json:"promptTokens"`
+	CachedTokens *int    `json:"cachedTokens"` // null when the engine did not tell
+	OutputTokens int     `json:"outputTokens"`
+	Bytes        int64   `json:"bytes"`
+	Failure      string  `json:"failure,omitempty"`
+	Refusal      string  `json:"refusal,omitempty"`
+	Error        string  `json:"error,omitempty"`
+}
+
+// Attempt is one placement: what was known of each candidate and who won.
+type Attempt struct {
+	Attempt    int            `json:"attempt"`
+	Policy     string         `json:"policy"`
+	QueuedMs   float64        `json:"queuedMs"`
+	Chosen     string         `json:"chosen"`
+	RunnerUp   string         `json:"runnerUp,omitempty"`
+	Margin     float64        `json:"margin"`
+	Counts     map[string]int `json:"endpointsByVerdict"`
+	Candidates []Candidate    `json:"candidates"`
+}
+
+// Candidate is one endpoint as the policy saw it.
+type Candidate struct {
+	Endpoint    string   `json:"endpoint"`
+	Verdict     string   `json:"verdict"`
+	Score       *float64 `json:"score"` // null when the policy did not score it
+	Matched     int      `json:"matchedTokens"`
+	Backlog     int      `json:"backlogTokens"`
+	InFlight    int      `json:"inFlight"`
+	TTFTMs      *float64 `json:"predictedTtftMs"` // null when nothing is believed of its speed
+	SampleAgeMs *float64 `json:"sampleAgeMs"`     // null when never scraped
+}
+
+func (r *Ring) render(e *entry) Record {
+	a := &e.access
+	rec := Record{
+		Request: a.ID, At: e.at, Pool: a.Pool, Model: a.Model, Path: a.Path, Stream: a.Stream, Prompt: int(a.Prompt),
+		Attempts: []Attempt{},
+		Outcome: Outcome{
+			Status: a.Status, Endpoint: a.Endpoint, Attempts: a.Attempts, Retries: max(a.Attempts-1, 0),
+			QueueMs: Millis(a.Queue), TTFTMs: Millis(a.TTFT), ITLMs: Millis(a.ITL), TotalMs: Millis(a.Total),
+			PromptTokens: int(a.Usage.Prompt), OutputTokens: int(a.Usage.Output), Bytes: a.Bytes,
+		},
+	}
+	if a.Usage.Known && a.Usage.Cached >= 0 {
+		rec.Outcome.CachedTokens = new(int(a.Usage.Cached))
+	}
+	if a.Failure != fleet.FailNone {
+		rec.Outcome.Failure = a.Failure.String()
+	}
+	if a.Refusal != fleet.RefuseNone {
+		rec.Outcome.Refusal = a.Refusal.String()
+	}
+	if a.Err != nil {
+		rec.Outcome.Error = a.Err.Error()
+	}
+	for i := range a.Decisions {
+		rec.Attempts = append(rec.Attempts, r.attempt(a.Pool, &a.Decisions[i]))
+	}
+	return rec
+}
+
+func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
+	at := Attempt{
+		Attempt: d.Attempt, Policy: d.Policy, QueuedMs: Millis(d.Queued), Chosen: r.name(pool, d.Chosen), Margin: d.Margin,
+		Counts: map[string]int{}, Candidates: []Candidate{},
+	}
+	if d.RunnerUp != fleet.NoEndpoint {
+		at.RunnerUp = r.name(pool, d.RunnerUp)
+	}
+	for v, n := range d.Counts {
+		if n > 0 {
+			at.Counts[fleet.Verdict(v).String()] = n
+		}
+	}
+	for _, c := range d.Candidates {
+		w := Candidate{
+			Endpoint: r.name(pool, c.Endpoint), Verdict: c.Verdict.String(), Matched: int(c.Matched), Backlog: int(c.Backlog), InFlight: c.InFlight,
+		}
+		if !math.IsNaN(c.Score) {
+			w.Score = new(c.Score)
+		}
+		if c.TTFT > 0 {
+			w.TTFTMs = new(Millis(c.TTFT))
+		}
+		if c.SampleAge >= 0 {
+			w.SampleAgeMs = new(Millis(c.SampleAge))
+		}
+		at.Candidates = append(at.Candidates, w)
+	}
+	return at
+}
+
+func (r *Ring) name(pool string, id fleet.EndpointID) string {
+	if n := r.Name(pool, id); n != "" {
+		return n
+	}
+	return "(gone)"
+}
