@@ -68,25 +68,32 @@ func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) 
 	d.Candidates = slices.Insert(d.Candidates, at, c)
 }
 
-// better orders candidates for the record: the chosen first, then the eligible
-// by falling score (those the policy did not look at last), then the rest by
-// id.
+// The ranks of candidates in a record.
+const (
+	chosenOne = iota
+	scored
+	unseen // eligible, but the policy did not look at it
+	ruledOut
+)
+
+// better orders candidates for the record: by rank, the scored ones by falling
+// score and the others by id.
 func better(chosen fleet.EndpointID, x, y fleet.Candidate) int {
 	rank := func(c fleet.Candidate) int {
 		switch {
 		case c.Endpoint == chosen:
-			return 0
+			return chosenOne
 		case c.Verdict == fleet.Eligible && !math.IsNaN(c.Score):
-			return 1
+			return scored
 		case c.Verdict == fleet.Eligible:
-			return 2
+			return unseen
 		}
-		return 3
+		return ruledOut
 	}
 	if o := cmp.Compare(rank(x), rank(y)); o != 0 {
 		return o
 	}
-	if o := cmp.Compare(y.Score, x.Score); o != 0 && rank(x) == 1 {
+	if o := cmp.Compare(y.Score, x.Score); o != 0 && rank(x) == scored {
 		return o
 	}
 	return cmp.Compare(x.Endpoint, y.Endpoint)
