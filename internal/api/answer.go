@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -35,15 +36,18 @@ func ReadChunk(event []byte) Chunk {
 	c.Data = true
 	c.Usage.Cached = -1
 	readAnswer(&s, &c)
+	if s.err == nil {
+		s.end()
+	}
 	if s.err != nil {
 		return Chunk{Garbage: true}
 	}
 	return c
 }
 
-// eventData returns the data of an event of one data line; an event of several
-// is joined by nobody we speak with, so only the first counts.
-func eventData(event []byte) ([]byte, bool) {
+// eventData returns the data of an event. Several data lines are joined with
+// line feeds, as the event stream grammar has it; only that allocates.
+func eventData(event []byte) (data []byte, found bool) {
 	for len(event) > 0 {
 		line := event
 		if n := bytes.IndexAny(event, "\r\n"); n >= 0 {
@@ -51,11 +55,15 @@ func eventData(event []byte) ([]byte, bool) {
 		} else {
 			event = nil
 		}
-		if data, ok := bytes.CutPrefix(line, []byte("data:")); ok {
-			return bytes.TrimSpace(data), true
+		more, ok := bytes.CutPrefix(line, []byte("data:"))
+		switch {
+		case ok && found:
+			data = slices.Concat(data, []byte("\n"), more)
+		case ok:
+			data, found = more, true
 		}
 	}
-	return nil, false
+	return bytes.TrimSpace(data), found
 }
 
 // ReadAnswer reads the usage of an answer that is not streamed. It reports

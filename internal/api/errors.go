@@ -61,6 +61,15 @@ func (p Problem) RetryAfterSeconds() int {
 	return max(int(math.Ceil(p.RetryAfter.Seconds())), 1)
 }
 
+// brief returns s, cut to what an error message should echo.
+func brief(s string) string {
+	const most = 200
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "..."
+}
+
 // The error types of the OpenAI API that Penstock uses.
 const (
 	typeInvalid  = "invalid_request_error"
@@ -82,7 +91,7 @@ func BadBody(err error) Problem {
 func UnknownModel(model string) Problem {
 	return Problem{
 		Status: 404, Type: typeInvalid, Code: "model_not_found", Param: "model",
-		Message: fmt.Sprintf("The model %q does not exist here. GET /v1/models lists those that do.", model),
+		Message: fmt.Sprintf("The model %q does not exist here. GET /v1/models lists those that do.", brief(model)),
 	}
 }
 
@@ -106,7 +115,7 @@ func SlowBody(limit time.Duration) Problem {
 func NotFound(method, path string) Problem {
 	return Problem{
 		Status: 404, Type: typeInvalid, Code: "unknown_url",
-		Message: fmt.Sprintf("Unknown request URL: %s %s.", method, path),
+		Message: fmt.Sprintf("Unknown request URL: %s %s.", brief(method), brief(path)),
 	}
 }
 
@@ -114,7 +123,7 @@ func NotFound(method, path string) Problem {
 func WrongMethod(method, path, allow string) Problem {
 	return Problem{
 		Status: 405, Type: typeInvalid, Code: "method_not_allowed",
-		Message: fmt.Sprintf("%s is not allowed on %s; use %s.", method, path, allow),
+		Message: fmt.Sprintf("%s is not allowed on %s; use %s.", brief(method), brief(path), allow),
 	}
 }
 

@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -47,7 +49,7 @@ func Scan(body []byte, kind Kind) (Request, error) {
 	s := scanner{b: body}
 	var bad *FieldError
 	for it := s.object(); it.next(); {
-		if e := r.field(&s, it.key, kind); e != nil && bad == nil {
+		if e := r.field(&s, plainKey(it.key), kind); e != nil && bad == nil {
 			bad = e
 		}
 	}
@@ -59,6 +61,9 @@ func Scan(body []byte, kind Kind) (Request, error) {
 		return r, s.err
 	case bad != nil:
 		return r, bad
+	case len(r.Model) > maxModel:
+		r.Model = ""
+		return r, &FieldError{"model", fmt.Sprintf("must be at most %d bytes long", maxModel)}
 	case r.Model == "":
 		return r, &FieldError{"model", "is required: name one of the models that GET /v1/models lists"}
 	case r.Prompt == nil && kind == Chat:
@@ -67,6 +72,22 @@ func Scan(body []byte, kind Kind) (Request, error) {
 		return r, &FieldError{"prompt", "is required"}
 	}
 	return r, nil
+}
+
+// maxModel is the longest model name taken: it goes into logs and metrics.
+const maxModel = 512
+
+// plainKey returns a field's name without escapes: an engine would see through
+// them, and must not find another model than the gateway did.
+func plainKey(raw []byte) []byte {
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw
+	}
+	var name string
+	if err := json.Unmarshal(slices.Concat([]byte{'"'}, raw, []byte{'"'}), &name); err != nil {
+		return raw // the scanner has checked it; nothing to find here
+	}
+	return []byte(name)
 }
 
 // field consumes the value of one top-level field. A repeated field counts by
@@ -80,7 +101,7 @@ func (r *Request) field(s *scanner, key []byte, kind Kind) *FieldError {
 	case "stream_options":
 		return r.streamOptions(s)
 	case "max_tokens", "max_completion_tokens":
-		return tokensField(s, string(key), &r.MaxOut)
+		return r.limit(s, string(key), kind)
 	case "tools":
 		r.Tools = s.value()
 	case "cache_salt":
@@ -186,16 +207,18 @@ func boolField(s *scanner, field string, dst *bool) *FieldError {
 	return nil
 }
 
-func tokensField(s *scanner, field string, dst *fleet.Tokens) *FieldError {
+// limit reads a limit on the output. Text completions may set it to zero: with
+// "echo" that asks for the prompt's log probabilities alone.
+func (r *Request) limit(s *scanner, field string, kind Kind) *FieldError {
 	raw := s.value()
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
 	n, err := strconv.ParseInt(string(raw), 10, 32)
-	if err != nil || n < 1 {
+	if err != nil || n < 0 || n == 0 && kind == Chat {
 		return &FieldError{field, "must be a positive integer"}
 	}
-	*dst = fleet.Tokens(n)
+	r.MaxOut = fleet.Tokens(n)
 	return nil
 }
 

@@ -53,6 +53,8 @@ func TestScanErrorsSayWhatAndWhere(t *testing.T) {
 		{Chat, `{"model":"m","messages":[],"max_tokens":"ten"}`, `"max_tokens" must be a positive integer`},
 		{Chat, `{"model":"m","messages":[],"max_tokens":0}`, `"max_tokens" must be a positive integer`},
 		{Chat, `{"model":"m","messages":[],"max_tokens":1e99}`, `"max_tokens" must be a positive integer`},
+		{Completion, `{"model":"m","prompt":"","max_tokens":-1}`, `"max_tokens" must be a positive integer`},
+		{Chat, `{"model":"` + strings.Repeat("m", 600) + `","messages":[]}`, `"model" must be at most 512 bytes`},
 	} {
 		_, err := Scan([]byte(c.body), c.kind)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -73,6 +75,31 @@ func TestLastOfARepeatedFieldCounts(t *testing.T) {
 	r, err := Scan([]byte(`{"model":"a","prompt":"x","model":"b","prompt":"y"}`), Completion)
 	if err != nil || r.Model != "b" || string(r.Prompt) != `"y"` {
 		t.Errorf("%+v %v", r, err)
+	}
+}
+
+// TestEscapedFieldNamesAreSeenThrough: the engine's JSON library reads them, so
+// a model that hides behind an escape must not be served as another.
+func TestEscapedFieldNamesAreSeenThrough(t *testing.T) {
+	r, err := Scan([]byte(`{"model":"a","m\u006fdel":"b","\u0070rompt":"y","max\u005ftokens":3}`), Completion)
+	if err != nil || r.Model != "b" || string(r.Prompt) != `"y"` || r.MaxOut != 3 {
+		t.Errorf("%+v %v", r, err)
+	}
+}
+
+func TestCompletionsMayAskForNoOutput(t *testing.T) {
+	r, err := Scan([]byte(`{"model":"m","prompt":"x","max_tokens":0,"echo":true,"logprobs":1}`), Completion)
+	if err != nil || r.MaxOut != 0 {
+		t.Errorf("%+v %v", r, err)
+	}
+}
+
+func TestProblemsEchoOnlyALittle(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	for _, p := range []Problem{UnknownModel(long), NotFound(long, long), WrongMethod(long, long, "GET")} {
+		if n := len(p.Body()); n > 2000 || n < 100 {
+			t.Errorf("status %d: a body of %d bytes", p.Status, n)
+		}
 	}
 }
 

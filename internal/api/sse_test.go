@@ -101,6 +101,12 @@ func TestReadChunk(t *testing.T) {
 			Chunk{Data: true, Usage: fleet.Usage{Known: true, Prompt: 23, Output: 4, Cached: -1}}},
 		{"error", `data: {"error":{"message":"boom","code":500}}` + "\n\n", Chunk{Data: true, Error: true}},
 		{"garbage", "data: \x00\x01{]\n\n", Chunk{Garbage: true}},
+		{"garbage after the object", "data: {}]\n\n", Chunk{Garbage: true}},
+		{"data that is not an object", "data: 7\n\n", Chunk{Garbage: true}},
+		{"data over several lines", "data: {\"choices\":[\ndata:  {\"text\":\"x\"}]}\n\n", Chunk{Data: true, Text: true}},
+		{"overload", `data: {"error":{"message":"full","code":503}}` + "\n\n", Chunk{Data: true, Error: true, Overload: true}},
+		{"no error", `data: {"error":null,"choices":[]}` + "\n\n", Chunk{Data: true}},
+		{"event name first", "event: x\r\nid: 1\r\ndata: [DONE]\r\n\r\n", Chunk{Done: true}},
 	} {
 		if !c.want.Usage.Known && c.want.Data {
 			c.want.Usage.Cached = -1
