@@ -73,7 +73,7 @@ func NewClient(o Options) *Client {
 	dial := (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
 	transport := func() *http.Transport {
 		return &http.Transport{
-			DialContext: dial, DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second,
+			DialContext: dial, DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: idleConn,
 			TLSHandshakeTimeout: o.ConnectTimeout, ReadBufferSize: 16 << 10, WriteBufferSize: 16 << 10,
 		}
 	}
@@ -82,6 +82,11 @@ func NewClient(o Options) *Client {
 		control: &http.Client{Transport: transport(), Timeout: o.ControlTimeout, CheckRedirect: noRedirect},
 	}
 }
+
+// idleConn is how long an unused connection is kept. Uvicorn, which vLLM and
+// SGLang listen with, closes its own after 5 s; ours must go first, or a request
+// is now and then sent into a connection that is just closing.
+const idleConn = 4 * time.Second
 
 // noRedirect hands redirects back as answers: an engine has no business sending
 // us, and the request's prompt, elsewhere.

@@ -46,7 +46,7 @@ func (c *Client) Models(ctx context.Context, base string) ([]Model, error) {
 	var models []Model
 	for _, m := range list.Data {
 		if m.ID != "" {
-			models = append(models, Model{ID: m.ID, Parent: m.Parent, MaxModelLen: fleet.Tokens(m.MaxModelLen)})
+			models = append(models, Model{ID: m.ID, Parent: m.Parent, MaxModelLen: fleet.Tokens(max(m.MaxModelLen, 0))})
 		}
 	}
 	if len(models) == 0 {
