@@ -44,7 +44,8 @@ type Options struct {
 	// goes on.
 	Journal *pool.Recorder
 	// Probe is asked to find out whether an endpoint is fit; it must not block
-	// and must call Probed once.
+	// and must call Probed once. Without it every ejected endpoint whose time has
+	// come is let back on trial, and its next request is the probe.
 	Probe func(Endpoint)
 	// Fitness is told when an endpoint's health changes; it must not block.
 	Fitness func(e Endpoint, state health.State, cause fleet.Failure)
@@ -66,7 +67,8 @@ type Pool struct {
 	timer     *time.Timer
 	wake      fleet.Time // what timer is set to
 	closed    bool
-	journaled bool // false once the journal has failed
+	done      chan struct{} // closed with the pool
+	journaled bool          // false once the journal has failed
 }
 
 // NewPool returns a pool without endpoints. Close must be called.
@@ -81,7 +83,7 @@ func NewPool(o Options) (*Pool, error) {
 	p := &Pool{
 		options: o, start: time.Now(), brain: pool.New(o.Config, deps, o.Seed),
 		tickets: map[fleet.ReqID]*Ticket{}, endpoints: map[fleet.EndpointID]Endpoint{}, byName: map[string]fleet.EndpointID{},
-		wake: fleet.Never, journaled: o.Journal != nil,
+		wake: fleet.Never, journaled: o.Journal != nil, done: make(chan struct{}),
 	}
 	p.timer = time.AfterFunc(time.Hour, func() { p.step(&pool.Tick{}) })
 	p.timer.Stop()
@@ -91,12 +93,16 @@ func NewPool(o Options) (*Pool, error) {
 // Name returns the pool's name.
 func (p *Pool) Name() string { return p.options.Name }
 
-// Close stops the timer. Tickets still open get no further orders.
+// Close stops the timer. Attempts under way may end, but their tickets, and
+// those that wait, are refused as draining instead of getting another order.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
-	p.timer.Stop()
+	if !p.closed {
+		p.closed = true
+		p.timer.Stop()
+		close(p.done)
+	}
 }
 
 // Now returns the present instant on the pool's clock.
@@ -104,19 +110,24 @@ func (p *Pool) Now() fleet.Time { return fleet.Time(time.Since(p.start)) }
 
 // step tells the brain of ev and carries out what follows.
 func (p *Pool) step(ev pool.Event) {
-	var later []func()
 	p.mu.Lock()
-	if !p.closed {
-		later = p.stepLocked(ev)
-	}
+	later := p.stepLocked(ev)
 	p.mu.Unlock()
+	run(later)
+}
+
+func run(later []func()) {
 	for _, f := range later {
 		f()
 	}
 }
 
-// stepLocked steps the brain and returns what must be done without the lock.
+// stepLocked steps the brain, unless the pool is closed, and returns what must
+// be done without the lock.
 func (p *Pool) stepLocked(ev pool.Event) (later []func()) {
+	if p.closed {
+		return nil
+	}
 	now := p.Now()
 	p.out = p.brain.Step(now, ev, p.out[:0])
 	if p.journaled {
@@ -161,9 +172,11 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 			return t.cancel
 		}
 	case pool.Probe:
-		if e, ok := p.endpoints[a.Endpoint]; ok && p.options.Probe != nil {
-			return func() { p.options.Probe(e) }
+		e := p.endpoints[a.Endpoint]
+		if p.options.Probe == nil {
+			return func() { p.Probed(e, true) }
 		}
+		return func() { p.options.Probe(e) }
 	case pool.Fitness:
 		e, state, cause := p.endpoints[a.Endpoint], a.Health, a.Cause
 		if p.options.Fitness != nil {
@@ -189,7 +202,14 @@ func (p *Pool) Probed(e Endpoint, ok bool) {
 // Add takes on a new endpoint or changes the one of the same name. A changed
 // URL makes it another process: a new generation.
 func (p *Pool) Add(t Target) Endpoint {
+	e, later := p.add(t)
+	run(later)
+	return e
+}
+
+func (p *Pool) add(t Target) (Endpoint, []func()) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	id, known := p.byName[t.Name]
 	e := Endpoint{Target: t, ID: id, Gen: 1}
 	if !known {
@@ -200,9 +220,9 @@ func (p *Pool) Add(t Target) Endpoint {
 	}
 	p.byName[t.Name] = e.ID
 	p.endpoints[e.ID] = e
-	p.mu.Unlock()
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Step: t.Step})
-	return e
+	return e, p.stepLocked(&pool.Endpoint{
+		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Step: t.Step,
+	})
 }
 
 // Drain gives an endpoint nothing new.
@@ -210,15 +230,19 @@ func (p *Pool) Drain(e Endpoint) {
 	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Step: e.Step})
 }
 
-// Remove forgets an endpoint.
-func (p *Pool) Remove(e Endpoint) {
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointGone})
+// Remove forgets an endpoint, unless a newer process has taken its name.
+func (p *Pool) Remove(e Endpoint) { run(p.remove(e)) }
+
+func (p *Pool) remove(e Endpoint) []func() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.byName[e.Name] == e.ID {
-		delete(p.byName, e.Name)
+	if known, ok := p.endpoints[e.ID]; !ok || known.Gen != e.Gen {
+		return nil
 	}
+	later := p.stepLocked(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointGone})
+	delete(p.byName, p.endpoints[e.ID].Name)
 	delete(p.endpoints, e.ID)
+	return later
 }
 
 // Endpoints returns the pool's endpoints in no particular order.

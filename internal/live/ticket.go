@@ -56,9 +56,7 @@ func (p *Pool) Open(id string, ev *pool.Arrive) *Ticket {
 	p.tickets[t.req] = t
 	later := p.stepLocked(ev)
 	p.mu.Unlock()
-	for _, f := range later {
-		f()
-	}
+	run(later)
 	return t
 }
 
@@ -79,14 +77,21 @@ func (t *Ticket) Arrived() time.Time { return t.arrived }
 
 // Wait returns the next order. It fails only with the context.
 func (t *Ticket) Wait(ctx context.Context) (Order, error) {
+	var o Order
 	select {
-	case o := <-t.orders:
-		t.attempt = o.Attempt
-		t.ended = t.ended || o.Refusal != fleet.RefuseNone
-		return o, nil
+	case o = <-t.orders:
 	case <-ctx.Done():
 		return Order{}, context.Cause(ctx)
+	case <-t.pool.done:
+		select {
+		case o = <-t.orders: // given before the pool closed
+		default:
+			o.Refusal = fleet.RefuseDraining
+		}
 	}
+	t.attempt = o.Attempt
+	t.ended = t.ended || o.Refusal != fleet.RefuseNone
+	return o, nil
 }
 
 // Sent reports that the attempt is on its way; cancel stops it.
