@@ -77,7 +77,7 @@ var rooms = map[string]room{
 // expand turns a may column into a set of rooms.
 func expand(may string) map[string]bool {
 	set := map[string]bool{}
-	for _, name := range strings.Fields(may) {
+	for name := range strings.FieldsSeq(may) {
 		if strings.HasPrefix(name, "@") {
 			for member := range expand(groups[name]) {
 				set[member] = true

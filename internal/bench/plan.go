@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"strings"
@@ -113,12 +114,8 @@ func (p *plan) resolveTarget(s *workload.Spec) error {
 	p.IgnoreEOS = p.IgnoreEOS && s.Server.IgnoreEOS
 	p.session = s.API.SessionHeader
 	header := map[string]string{}
-	for k, v := range s.API.Headers {
-		header[k] = v
-	}
-	for k, v := range p.Header {
-		header[k] = v
-	}
+	maps.Copy(header, s.API.Headers)
+	maps.Copy(header, p.Header)
 	p.Header = header
 	if s.Load.Timeout > 0 && p.Timeout == DefaultOptions().Timeout {
 		p.Timeout = s.Load.Timeout

@@ -59,7 +59,8 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	// The last token's KV is never needed.
 	if need := ceilDiv(int(r.Prompt+r.Output)-1, blockTokens); need > e.blocks.total {
 		return fmt.Errorf("submit %d: %w", r.ID, &TooLargeError{
-			Need: fleet.Tokens(need) * BlockTokens, Have: fleet.Tokens(e.blocks.total) * BlockTokens})
+			Need: fleet.Tokens(need) * BlockTokens, Have: fleet.Tokens(e.blocks.total) * BlockTokens,
+		})
 	}
 	e.catchUp(now)
 	if !e.stepping && e.waiting.n == 0 {

@@ -167,23 +167,42 @@ func TestPrefixCacheHits(t *testing.T) {
 		first, second          Request
 		wantCached, wantHitSum fleet.Tokens
 	}{
-		{"the same prompt in whole blocks leaves one block to compute",
+		{
+			"the same prompt in whole blocks leaves one block to compute",
 			Request{ID: 1, Prompt: 160, Output: 1, Chain: chainOf(10, 10, 0)},
-			Request{ID: 2, Prompt: 160, Output: 1, Chain: chainOf(10, 10, 0)}, 144, 144},
-		{"the same prompt with a partial last block hits all full ones",
+			Request{ID: 2, Prompt: 160, Output: 1, Chain: chainOf(10, 10, 0)},
+			144, 144,
+		},
+		{
+			"the same prompt with a partial last block hits all full ones",
 			Request{ID: 1, Prompt: 165, Output: 1, Chain: chainOf(10, 10, 0)},
-			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 10, 0)}, 160, 160},
-		{"chains hit as far as they agree",
+			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 10, 0)},
+			160, 160,
+		},
+		{
+			"chains hit as far as they agree",
 			Request{ID: 1, Prompt: 165, Output: 1, Chain: chainOf(10, 4, 1)},
-			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 4, 2)}, 64, 64},
-		{"nothing in common",
+			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 4, 2)},
+			64, 64,
+		},
+		{
+			"nothing in common",
 			Request{ID: 1, Prompt: 165, Output: 1, Chain: chainOf(10, 0, 1)},
-			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 0, 2)}, 0, 0},
-		{"the next turn hits the answer too, but for its last token's block",
+			Request{ID: 2, Prompt: 165, Output: 1, Chain: chainOf(10, 0, 2)},
+			0, 0,
+		},
+		{
+			"the next turn hits the answer too, but for its last token's block",
 			Request{ID: 1, Prompt: 100, Output: 61, Chain: chainOf(20, 20, 0)},
-			Request{ID: 2, Prompt: 300, Output: 1, Chain: chainOf(20, 20, 0)}, 160, 160},
-		{"requests without keys share nothing",
-			Request{ID: 1, Prompt: 160, Output: 1}, Request{ID: 2, Prompt: 160, Output: 1}, 0, 0},
+			Request{ID: 2, Prompt: 300, Output: 1, Chain: chainOf(20, 20, 0)},
+			160, 160,
+		},
+		{
+			"requests without keys share nothing",
+			Request{ID: 1, Prompt: 160, Output: 1},
+			Request{ID: 2, Prompt: 160, Output: 1},
+			0, 0,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := newEngine(t, Config{})

@@ -23,8 +23,10 @@ type deed struct {
 // prefixes, aborts at any time.
 func drawScenario(t *rapid.T) (Config, []deed) {
 	c := Config{
-		Physics: &Roofline{Weights: 1e-3, Linear: 2e-6, KV: 1e-7, Attention: 1e-9, Overhead: 1e-4, Sequence: 1e-5,
-			Noise: 0.1, Seed: rapid.Uint64().Draw(t, "seed")},
+		Physics: &Roofline{
+			Weights: 1e-3, Linear: 2e-6, KV: 1e-7, Attention: 1e-9, Overhead: 1e-4, Sequence: 1e-5,
+			Noise: 0.1, Seed: rapid.Uint64().Draw(t, "seed"),
+		},
 		KVTokens:     fleet.Tokens(rapid.IntRange(12, 60).Draw(t, "blocks")) * BlockTokens,
 		MaxSeqs:      rapid.IntRange(1, 8).Draw(t, "seqs"),
 		BudgetTokens: fleet.Tokens(rapid.IntRange(5, 200).Draw(t, "budget")),

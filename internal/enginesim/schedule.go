@@ -38,8 +38,10 @@ func (e *Engine) scheduleRunning(budget int, out []Output) (int, []Output) {
 		for need-s.held > e.blocks.room() {
 			victim := e.running[len(e.running)-1]
 			e.preempt(victim)
-			out = append(out, Output{Kind: KindPreempted, At: e.ready, Req: victim.id,
-				Tokens: fleet.Tokens(victim.generated), Cached: fleet.Tokens(victim.cached), Admitted: victim.admitted})
+			out = append(out, Output{
+				Kind: KindPreempted, At: e.ready, Req: victim.id,
+				Tokens: fleet.Tokens(victim.generated), Cached: fleet.Tokens(victim.cached), Admitted: victim.admitted,
+			})
 			if victim == s {
 				return budget, out
 			}
@@ -147,8 +149,10 @@ func (e *Engine) finish(out []Output) []Output {
 func (e *Engine) emit(s *sequence, out []Output) []Output {
 	s.generated++
 	e.stats.GenerationTokens++
-	o := Output{At: e.ends, Req: s.id, Tokens: fleet.Tokens(s.generated), Cached: fleet.Tokens(s.cached),
-		First: s.generated == 1, Admitted: s.admitted}
+	o := Output{
+		At: e.ends, Req: s.id, Tokens: fleet.Tokens(s.generated), Cached: fleet.Tokens(s.cached),
+		First: s.generated == 1, Admitted: s.admitted,
+	}
 	if o.First {
 		e.stats.PromptTokens += uint64(s.prompt)
 	}

@@ -87,7 +87,7 @@ func (q *Queue) SetConfig(c Config) { q.config = c }
 func (q *Queue) Len() int { return len(q.byReq) }
 
 // Offer puts the item last, unless the queue is full.
-func (q *Queue) Offer(now fleet.Time, it Item) Verdict {
+func (q *Queue) Offer(_ fleet.Time, it Item) Verdict {
 	if len(q.byReq) >= q.config.MaxRequests {
 		return Full
 	}

@@ -87,7 +87,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 func (j *Reader) Next() ([]byte, error) {
 	n, err := binary.ReadUvarint(j.r)
 	if err != nil {
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, io.EOF
 		}
 		return nil, fmt.Errorf("%w: record %d has no readable length", ErrDamaged, j.n)
@@ -120,7 +120,7 @@ func (j *Reader) fill(need int) error {
 		j.body = j.body[:cap(j.body)]
 		k, err := io.ReadFull(j.r, j.body[at:min(need, len(j.body))])
 		at += k
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return io.EOF
 		}
 		if err != nil {

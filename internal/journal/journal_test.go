@@ -29,7 +29,7 @@ func readAll(raw []byte) (got []string, err error) {
 	}
 	for {
 		body, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return got, nil
 		}
 		if err != nil {
@@ -85,7 +85,7 @@ func TestCodecRoundTrip(t *testing.T) {
 func FuzzReader(f *testing.F) {
 	f.Add(write(f, "one", "two"))
 	f.Add([]byte(magic + "\xff\xff\xff\x07"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Fuzz(func(_ *testing.T, raw []byte) {
 		_, _ = readAll(raw)
 		d := Decoder{B: raw}
 		for d.Err() == nil {

@@ -83,7 +83,10 @@ func TestBrainKeepsItsLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := Default()
 		c.Policy = rapid.SampledFrom([]route.Spec{
-			{Name: "prefix-affinity"}, {Name: "random"}, {Name: "p2c"}, {Name: "round-robin"},
+			{Name: "prefix-affinity"},
+			{Name: "random"},
+			{Name: "p2c"},
+			{Name: "round-robin"},
 			{Name: "weighted", Weights: map[string]float64{"prefix": 3, "queue": 2}},
 		}).Draw(t, "policy")
 		c.Room.MaxInFlight = rapid.IntRange(1, 3).Draw(t, "inflight")

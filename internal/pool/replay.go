@@ -52,7 +52,7 @@ func Replay(r *journal.Reader) (*Brain, uint64, error) {
 	var enc journal.Encoder
 	for n := uint64(0); ; n++ {
 		body, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return b, n, nil
 		}
 		if err != nil {

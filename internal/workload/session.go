@@ -1,5 +1,7 @@
 package workload
 
+import "slices"
+
 // A block that more than this many different blocks follow is a preamble that
 // conversations share, not the end of somebody's turn. On the Mooncake
 // conversation trace any bound from 4 to 12 gives nearly the same answer.
@@ -42,9 +44,9 @@ func (t *Trace) continues(i int, ends map[uint64][]int, fan map[uint64]int) int 
 		if len(rows) == 0 || fan[id] > preambleFanout {
 			continue
 		}
-		for j := len(rows) - 1; j >= 0; j-- {
-			if p := &t.Rows[rows[j]]; p.Input/BlockTokens == k && p.Input+p.Output <= r.Input {
-				return rows[j]
+		for _, row := range slices.Backward(rows) {
+			if p := &t.Rows[row]; p.Input/BlockTokens == k && p.Input+p.Output <= r.Input {
+				return row
 			}
 		}
 	}

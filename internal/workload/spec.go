@@ -70,7 +70,7 @@ func ParseSpec(yamlText []byte) (*Spec, error) {
 		return nil, err
 	}
 	s := &Spec{}
-	s.API = parseAPI(root, s)
+	s.API = parseAPI(root)
 	s.Server = parseServer(root, s)
 	s.Load = parseLoad(root, s)
 	s.Data = parseData(root)
@@ -114,7 +114,7 @@ func (s *Spec) ignore(o *object, names ...string) {
 }
 
 // parseAPI accepts both the mapping and the older plain word.
-func parseAPI(root *object, s *Spec) APISpec {
+func parseAPI(root *object) APISpec {
 	out := APISpec{Streaming: true}
 	if word, ok := root.fields["api"].(string); ok {
 		root.get("api")

@@ -46,8 +46,10 @@ func (s *Server) complete(chat bool) http.HandlerFunc {
 		}
 		// Whatever ends the handler, a client gone above all, frees the engine.
 		defer s.drop(call)
-		p := &reply{server: s, query: &q, chat: chat, choices: choices, call: call, cut: s.faults.cut(),
-			w: w, sent: make([]int, len(choices))}
+		p := &reply{
+			server: s, query: &q, chat: chat, choices: choices, call: call, cut: s.faults.cut(),
+			w: w, sent: make([]int, len(choices)),
+		}
 		p.head = p.makeHead(r.Header.Get("X-Request-Id"))
 		if q.Stream {
 			p.stream(r)

@@ -195,7 +195,9 @@ func TestFaultMetrics(t *testing.T) {
 		return v
 	}
 	setFault(t, n, `{"kind":"metrics-stale"}`)
-	try(t, n, small)
+	if _, _, err := try(t, n, small); err != nil {
+		t.Fatal(err)
+	}
 	if _, text := page(); generated(text) != 0 {
 		t.Errorf("stale page shows %v tokens", generated(text))
 	}

@@ -117,8 +117,10 @@ func (m *metrics) append(b []byte, s enginesim.Stats) []byte {
 	}
 	b = appendFamily(b, "cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
 	b = appendSample(b, "cache_config_info", m.cacheInfo, 1)
-	for _, h := range []*histogram{m.ttft, m.itl, m.tpot, m.e2e, m.queue, m.prefill, m.decode, m.inference,
-		m.promptTokens, m.generationTokens, m.maxTokens, m.maxGenerated, m.iterationTokens} {
+	for _, h := range []*histogram{
+		m.ttft, m.itl, m.tpot, m.e2e, m.queue, m.prefill, m.decode, m.inference,
+		m.promptTokens, m.generationTokens, m.maxTokens, m.maxGenerated, m.iterationTokens,
+	} {
 		b = h.append(b, m.labels)
 	}
 	return b

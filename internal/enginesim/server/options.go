@@ -93,8 +93,10 @@ func (o Options) Validate() error {
 // Limits returns what the engine can hold, defaults filled in.
 func (o Options) Limits() fleet.Limits {
 	o = o.withDefaults()
-	return fleet.Limits{MaxModelLen: o.MaxModelLen, KVTokens: o.KVTokens, BlockTokens: enginesim.BlockTokens,
-		MaxSeqs: o.MaxSeqs, BudgetTokens: o.BudgetTokens}
+	return fleet.Limits{
+		MaxModelLen: o.MaxModelLen, KVTokens: o.KVTokens, BlockTokens: enginesim.BlockTokens,
+		MaxSeqs: o.MaxSeqs, BudgetTokens: o.BudgetTokens,
+	}
 }
 
 // throttle is a Physics that can be slowed down while it is in use.
@@ -113,8 +115,10 @@ func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
 	r.Factor, r.Noise, r.Seed = o.Factor, o.Noise, stat.Mix64(o.Seed+uint64(o.Replica))
 	t := &throttle{Speedup: enginesim.Speedup{Physics: r, By: o.Speedup}, factor: 1}
 	t.set(1)
-	e, err := enginesim.New(enginesim.Config{Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
-		BudgetTokens: o.BudgetTokens, EveryToken: true})
+	e, err := enginesim.New(enginesim.Config{
+		Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
+		BudgetTokens: o.BudgetTokens, EveryToken: true,
+	})
 	return e, t, err
 }
 

@@ -174,8 +174,10 @@ func (s *Server) submit(choices []choice) (*call, error) {
 		ch := &choices[i]
 		s.lastID++
 		id := s.lastID
-		err := s.engine.Submit(now, enginesim.Request{ID: id, Chain: ch.answer.chain, Prompt: fleet.Tokens(ch.prompt),
-			Output: fleet.Tokens(len(ch.answer.ends)), Finish: ch.answer.finish})
+		err := s.engine.Submit(now, enginesim.Request{
+			ID: id, Chain: ch.answer.chain, Prompt: fleet.Tokens(ch.prompt),
+			Output: fleet.Tokens(len(ch.answer.ends)), Finish: ch.answer.finish,
+		})
 		if err != nil {
 			s.dropLocked(c)
 			return nil, err

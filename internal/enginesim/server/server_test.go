@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -65,8 +66,10 @@ func TestChatWholeAndStreamedAgree(t *testing.T) {
 func TestCompletionWholeAndStreamedAgree(t *testing.T) {
 	n := listen(t, fast)
 	url := n.URL() + "/v1/completions"
-	request := map[string]any{"prompt": question, "max_tokens": 20, "ignore_eos": true,
-		"stream_options": map[string]any{"include_usage": true, "continuous_usage_stats": true}}
+	request := map[string]any{
+		"prompt": question, "max_tokens": 20, "ignore_eos": true,
+		"stream_options": map[string]any{"include_usage": true, "continuous_usage_stats": true},
+	}
 	whole := ask(t, url, request)
 	evs := stream(t, url, request)
 	text := ""
@@ -91,9 +94,7 @@ func TestTextDependsOnContextAndSeedOnly(t *testing.T) {
 	request := map[string]any{"prompt": question, "max_tokens": 30, "ignore_eos": true}
 	text := func(n *Node, change string, v any) string {
 		r := map[string]any{}
-		for k, v := range request {
-			r[k] = v
-		}
+		maps.Copy(r, request)
 		if change != "" {
 			r[change] = v
 		}
@@ -275,7 +276,8 @@ func TestUnknownFieldsAndToolsAreTolerated(t *testing.T) {
 	plain := ask(t, n.URL()+"/v1/chat/completions", request)
 	request["tools"] = []map[string]any{{"type": "function", "function": map[string]any{"name": "weather"}}}
 	request["messages"] = []map[string]any{{"role": "user", "content": []map[string]any{
-		{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": map[string]any{"url": "data:,"}}}}}
+		{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": map[string]any{"url": "data:,"}},
+	}}}
 	if tools := ask(t, n.URL()+"/v1/chat/completions", request); tools.Usage.PromptTokens <= plain.Usage.PromptTokens {
 		t.Errorf("tools and an image add no tokens: %+v, %+v", plain.Usage, tools.Usage)
 	}
