@@ -17,11 +17,13 @@ const azureTime = "2006-01-02 15:04:05"
 // readAzure reads Azure's CSV. It records no prefixes, so every prompt is unique.
 func readAzure(br *bufio.Reader, t *Trace, p *problems) {
 	var zero, last time.Time
+	headed := false
 	lines(br, p, func(n int, line []byte) bool {
 		text := string(line)
-		if n == 1 {
+		if !headed {
+			headed = true
 			if strings.ReplaceAll(text, " ", "") != azureHeader {
-				p.add("line 1", "want the header %s, got %.80q; is this an Azure trace?", azureHeader, text)
+				p.add(lineNo(n), "want the header %s, got %.80q; is this an Azure trace?", azureHeader, text)
 				return false
 			}
 			return true
@@ -38,6 +40,8 @@ func readAzure(br *bufio.Reader, t *Trace, p *problems) {
 			p.add(lineNo(n)+" TIMESTAMP", "want %q, got %.40q", azureTime+".0000000", f[0])
 		case at.Before(last):
 			p.add(lineNo(n)+" TIMESTAMP", "%s is before the row above it; sort the trace by time", f[0])
+		case !zero.IsZero() && at.Sub(zero) > milliseconds(maxTraceMS):
+			p.add(lineNo(n)+" TIMESTAMP", "%s is more than %g ms after the first row", f[0], maxTraceMS)
 		}
 		row := Row{Parent: NoRequest, Line: n}
 		row.Input = p.count(n, "ContextTokens", f[1], 1)

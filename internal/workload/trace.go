@@ -180,8 +180,10 @@ func (t *Trace) arrivals() []time.Duration {
 		if j < len(t.Rows) {
 			width = min(step, t.Rows[j].At-t.Rows[i].At)
 		}
-		for k := i; k < j; k++ {
-			at[k] = t.Rows[i].At - t.Rows[0].At + width*time.Duration(k-i)/time.Duration(j-i)
+		// Whole and remainder apart: years times many rows would overflow.
+		n := time.Duration(j - i)
+		for k := range n {
+			at[i+int(k)] = t.Rows[i].At - t.Rows[0].At + width/n*k + width%n*k/n
 		}
 		i = j
 	}

@@ -201,7 +201,9 @@ func TestReadTraceRefuses(t *testing.T) {
 		{azureHeader + "\nyesterday,1,1\n", "line 2 TIMESTAMP"},
 		{azureHeader + "\n2023-11-16 18:15:46.6,x,1\n", "line 2 ContextTokens: want a number"},
 		{azureHeader + "\n2023-11-16 18:15:46.6,1,-1\n", "line 2 GeneratedTokens: want 0.."},
-		{azureHeader + "\n2023-11-16 18:15:46.6,1,1\n2023-11-16 18:15:45,1,1\n", "line 3 TIMESTAMP"},
+		{azureHeader + "\n2023-11-16 18:15:46.6,1,1\n2023-11-16 18:15:45,1,1\n", "line 3 TIMESTAMP: 2023-11-16 18:15:45 is before"},
+		{azureHeader + "\n0001-01-01 00:00:10,1,1\n0200-01-01 00:00:00,1,1\n", "line 3 TIMESTAMP: 0200-01-01 00:00:00 is more than"},
+		{"\n2023-11-16 18:15:46.6,1,1\n", "line 2: want the header"},
 	} {
 		_, err := ReadTrace(strings.NewReader(c.text), FormatAuto)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
