@@ -1,0 +1,28 @@
+# What a developer does every day. CI runs .ci/run, which these targets share.
+
+FUZZTIME ?= 10s
+BENCH    ?= .
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test race fuzz bench
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the binary: dist/penstock
+	@bash .ci/run build
+
+check: ## Vet, format, house rules and lint: run this before a commit
+	@bash .ci/run vet format rules lint
+
+test: ## Run all tests
+	go test ./...
+
+race: ## Run the tests of the concurrent packages under the race detector
+	@bash .ci/run race
+
+fuzz: ## Fuzz every target in turn, FUZZTIME=10s each
+	@FUZZTIME=$(FUZZTIME) bash .ci/run fuzz
+
+bench: ## Run the benchmarks, BENCH=regexp
+	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
