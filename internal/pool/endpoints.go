@@ -96,7 +96,7 @@ func (b *Brain) grow(n int) {
 	v := &b.view
 	v.ID, v.InFlight = make([]fleet.EndpointID, n), make([]int, n)
 	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
-	v.KVTokens, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
+	v.KVTokens, v.Cached, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
 	b.plan.Score = make([]float64, n)
 	b.depth = make([]int32, n)

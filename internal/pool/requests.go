@@ -277,7 +277,7 @@ func (b *Brain) look(r *request) {
 		}
 		v.ID[i] = e.Endpoint.Endpoint
 		v.InFlight[i], v.Backlog[i], v.Active[i] = e.inFlight, e.backlog, e.active
-		v.KVTokens[i] = e.limits.KVTokens
+		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.cached(i)
 		v.Matched[i] = kv.Covered(b.depth[i], r.KeyTokens, r.Prompt)
 		v.SampleAge[i] = b.sampleAge(e)
 		v.Gauges[i] = fleet.Gauges{}

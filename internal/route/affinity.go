@@ -1,38 +1,58 @@
 package route
 
 import (
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/stat"
 )
 
 // prefixAffinity weighs what an endpoint has cached of the prompt against the
 // work that stands before it, all in prompt tokens. The score is minus
 //
-//	uncached + backlog + active/activePerToken + overflow
+//	backlog + uncached·(1 + displaced·full) + active/activePerToken + overflow
 //
-// where uncached is what must be computed there, backlog what must be computed
-// before it, active the context its decoding sequences read in every step, and
-// overflow the tokens by which the request would exceed the KV cache: they can
-// only run once others have ended. A hot prefix cannot pile up on one endpoint:
-// as soon as the holder's backlog exceeds what the cache saves, another
-// endpoint is cheaper, computes the prefix and holds it too.
+// backlog is what must be computed before the request and uncached what must be
+// computed for it: together its own wait. Where the cache is full, each token
+// computed also pushes out one that somebody would have found, who then
+// computes it, and delays those behind: full is the share of the cache that
+// would be in use, displaced what that costs. active is the context that the
+// endpoint's decoding sequences read in every step. overflow is by how much the
+// request exceeds the KV cache: that part can only run once others have ended.
+//
+// A hot prefix cannot pile up on one endpoint: as soon as the holder's load
+// exceeds what its cache saves, another endpoint is cheaper, computes the prefix
+// and holds it too; with room in the caches that is soon.
 type prefixAffinity struct{}
 
-// activePerToken is how many tokens of context in use weigh as one prompt
-// token. Reading one token's KV in a step takes about 1/900 of the time of
-// computing one (57 ns against 50 µs, measured for Qwen3-32B TP2 on H100); a
-// prompt of 12,000 tokens meets two such steps before its first token, but the
-// tens to hundreds of steps of its answer too. 16 stands between them: it
-// settles near-ties without moving a session off its cache.
-const activePerToken = 16
+const (
+	// displaced is what one token pushed out of a full cache costs others, in
+	// prompt tokens: computing it again, pushing out another in turn, and the wait
+	// of whoever comes behind. Lower values move sessions off their caches in
+	// bursts; docs/decisions/0003-prefix-affinity.md has the comparison.
+	displaced = 3.0
+
+	// activePerToken is how many tokens of context in use weigh as one prompt
+	// token. Reading one token's KV in a step takes about 1/900 of the time of
+	// computing one (57 ns against 50 µs, measured for Qwen3-32B TP2 on H100), and
+	// a request meets a few such steps before its first token and hundreds after.
+	activePerToken = 16
+
+	// assumedKV is the KV cache of an engine that does not tell, in tokens.
+	assumedKV = 250_000
+)
 
 func (prefixAffinity) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 	for _, c := range q.Candidates {
 		uncached := max(q.Prompt-v.Matched[c], 1)
-		cost := float64(uncached+v.Backlog[c]) + float64(v.Active[c])/activePerToken
-		if capacity := v.KVTokens[c]; capacity > 0 {
-			cost += float64(max(v.Active[c]+uncached-capacity, 0))
+		capacity := v.KVTokens[c]
+		if capacity <= 0 {
+			capacity = assumedKV
 		}
-		out.Score[c] = -cost
+		full := min(float64(v.Cached[c]+uncached)/float64(capacity), 1)
+		overflow := fleet.Tokens(0)
+		if v.KVTokens[c] > 0 {
+			overflow = max(v.Active[c]+uncached-capacity, 0)
+		}
+		out.Score[c] = -(float64(v.Backlog[c]+overflow) + float64(uncached)*(1+displaced*full) + float64(v.Active[c])/activePerToken)
 	}
 	pickBest(q, r, out)
 }

@@ -21,7 +21,8 @@ type View struct {
 	Backlog  []fleet.Tokens // prompt tokens dispatched and not yet computed, by the ledger
 	Active   []fleet.Tokens // tokens of context in use, by the ledger
 	KVTokens []fleet.Tokens // KV capacity; 0 unknown
-	Matched  []fleet.Tokens // prompt tokens of this request believed cached there
+	Cached   []fleet.Tokens // prompt tokens of any request believed cached there
+	Matched  []fleet.Tokens // those of this request
 
 	Gauges    []fleet.Gauges
 	SampleAge []time.Duration // -1 when never scraped

@@ -15,7 +15,7 @@ import (
 func world(n int) *View {
 	v := &View{
 		ID: make([]fleet.EndpointID, n), InFlight: make([]int, n), Backlog: make([]fleet.Tokens, n),
-		Active: make([]fleet.Tokens, n), KVTokens: make([]fleet.Tokens, n), Matched: make([]fleet.Tokens, n),
+		Active: make([]fleet.Tokens, n), KVTokens: make([]fleet.Tokens, n), Cached: make([]fleet.Tokens, n), Matched: make([]fleet.Tokens, n),
 		Gauges: make([]fleet.Gauges, n), SampleAge: make([]time.Duration, n),
 	}
 	for i := range n {
@@ -133,7 +133,13 @@ func TestPrefixAffinityWeighsCacheAgainstBacklog(t *testing.T) {
 	}{
 		{"the holder when all are idle", func(v *View) { v.Matched[1] = 8000 }, 1},
 		{"the holder while its backlog is less than what it saves", func(v *View) { v.Matched[1], v.Backlog[1] = 8000, 7000 }, 1},
-		{"another once the backlog exceeds it", func(v *View) { v.Matched[1], v.Backlog[1], v.Active[0] = 8000, 8100, 100 }, 2},
+		{"the holder behind twice that backlog, when every cache is full", func(v *View) {
+			v.Matched[1], v.Backlog[1] = 8000, 20_000
+			for i := range v.Cached {
+				v.Cached[i] = v.KVTokens[i]
+			}
+		}, 1},
+		{"another once the backlog exceeds it", func(v *View) { v.Matched[1], v.Backlog[1], v.Active[0] = 8000, 9000, 100 }, 2},
 		{"the deeper of two holders", func(v *View) { v.Matched[0], v.Matched[2] = 4000, 8000 }, 2},
 		{"not where the KV cache overflows", func(v *View) { v.Matched[1], v.Active[1], v.Active[0] = 5000, 299_000, 20_000 }, 2},
 		{"fewer active tokens among equals", func(v *View) { v.Active[0], v.Active[1], v.Active[2] = 9000, 100, 5000 }, 1},
