@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -84,8 +85,11 @@ func (x *exchange) run() {
 	}
 }
 
-// finish settles the account, whatever happened.
+// finish settles the account, whatever happened. It breaks the connection off
+// where returning would say what is not true: net/http answers 200 for a
+// handler that has written nothing, and ends a stream as if it were whole.
 func (x *exchange) finish() {
+	abort := false
 	if p := recover(); p != nil {
 		if p == http.ErrAbortHandler { //nolint:errorlint // it is compared by identity, as net/http does
 			defer panic(p)
@@ -93,7 +97,9 @@ func (x *exchange) finish() {
 			x.access.Panicked = true
 			x.access.Err = fmt.Errorf("panic: %v", p)
 			x.g.o.Log.Error("request handler panicked", "request", x.access.ID, "panic", p, "stack", string(debug.Stack()))
-			if !x.committed {
+			if x.committed {
+				abort = true
+			} else {
 				x.refuse(api.Internal())
 			}
 		}
@@ -104,6 +110,9 @@ func (x *exchange) finish() {
 		x.access.Decisions = x.ticket.Decisions()
 	}
 	x.g.o.Observe(&x.access)
+	if abort || x.access.Status == statusGone {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func (x *exchange) refuse(p api.Problem) {
@@ -126,19 +135,17 @@ func writeProblem(w http.ResponseWriter, p api.Problem) {
 
 // readBody reads the request body, within its limits of size and time.
 func (x *exchange) readBody() bool {
-	limit := x.g.o.Limits.MaxBody
-	if x.r.ContentLength > limit {
+	limit, size := x.g.o.Limits.MaxBody, x.r.ContentLength
+	if size > limit {
 		x.tooLarge()
 		return false
 	}
-	// Not every writer has deadlines (tests' recorders have none); the server's
-	// do, and then a slow body cannot hold a handler.
-	_ = x.rc.SetReadDeadline(time.Now().Add(x.g.o.Limits.BodyTimeout))
-	size := x.r.ContentLength
 	if size < 0 {
-		size = 4 << 10
+		size = limit
 	}
-	buf := make([]byte, 0, size+1) // one more, so that the end is seen without growing
+	// Memory is given for what has come, not for what is announced: one byte
+	// more than the size, so that the end is seen without growing.
+	buf := make([]byte, 0, min(size+1, firstRead))
 	for {
 		n, err := x.r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -154,10 +161,13 @@ func (x *exchange) readBody() bool {
 			x.bodyFailed(err)
 			return false
 		case len(buf) == cap(buf):
-			buf = append(buf, 0)[:len(buf)]
+			buf = slices.Grow(buf, int(min(int64(len(buf)), size+1-int64(len(buf)))))
 		}
 	}
 }
+
+// firstRead is the room for a body before any of it has come.
+const firstRead = 16 << 10
 
 func (x *exchange) tooLarge() {
 	// The rest of the body is not worth reading.
@@ -168,11 +178,14 @@ func (x *exchange) tooLarge() {
 func (x *exchange) bodyFailed(err error) {
 	x.access.Err = fmt.Errorf("read request body: %w", err)
 	x.w.Header().Set("Connection", "close")
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		x.refuse(api.SlowBody(x.g.o.Limits.BodyTimeout))
-		return
+	case x.r.Context().Err() != nil:
+		x.access.Status = statusGone
+	default:
+		x.refuse(api.BadBody(fmt.Errorf("not readable: %w", err)))
 	}
-	x.access.Status = statusGone
 }
 
 // understand reads what routing needs off the body and finds the pool.
@@ -207,8 +220,8 @@ func (x *exchange) attempt(o live.Order) bool {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)
 	x.ticket.Sent(func() { cancel(errStopped) })
-	slow := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
-	defer slow.Stop()
+	first := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
+	defer first.Stop()
 	resp, failure, err := x.g.o.Client.Send(ctx, o.Endpoint.URL, x.r.URL.Path, x.engineHeader(), x.body)
 	if err != nil {
 		return x.failed(ctx, failure, err)
@@ -220,7 +233,7 @@ func (x *exchange) attempt(o live.Order) bool {
 	case failure != fleet.FailNone:
 		return x.failed(ctx, failure, fmt.Errorf("engine %s answered %s", o.Endpoint.Name, resp.Status))
 	case isEventStream(resp):
-		s := stream{x: x, ctx: ctx, cancel: cancel, slow: slow, resp: resp}
+		s := stream{x: x, ctx: ctx, cancel: cancel, first: first, resp: resp}
 		return s.run()
 	}
 	return x.passWhole(ctx, resp)
@@ -327,7 +340,7 @@ func (x *exchange) commit(resp *http.Response) {
 // moved at most once a second, since moving it costs more than writing.
 func (x *exchange) extend() {
 	if now := time.Now(); now.After(x.deadline) {
-		x.deadline = now.Add(time.Second)
+		x.deadline = now.Add(min(time.Second, x.g.o.Limits.Write/2))
 		_ = x.rc.SetWriteDeadline(now.Add(x.g.o.Limits.Write))
 	}
 }

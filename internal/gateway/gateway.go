@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -35,7 +36,8 @@ type Model struct {
 	MaxModelLen fleet.Tokens // 0 when unknown
 }
 
-// Limits bound what a client or an engine may take.
+// Limits bound what a client or an engine may take. Zero fields take the
+// defaults.
 type Limits struct {
 	MaxBody     int64         // bytes of a request body
 	BodyTimeout time.Duration // for a request body to arrive
@@ -49,6 +51,17 @@ func DefaultLimits() Limits {
 	return Limits{
 		MaxBody: 32 << 20, BodyTimeout: time.Minute, FirstByte: 5 * time.Minute, Idle: 2 * time.Minute, Write: time.Minute,
 	}
+}
+
+// withDefaults fills in what is not set.
+func (l Limits) withDefaults() Limits {
+	d := DefaultLimits()
+	l.MaxBody = cmp.Or(l.MaxBody, d.MaxBody)
+	l.BodyTimeout = cmp.Or(l.BodyTimeout, d.BodyTimeout)
+	l.FirstByte = cmp.Or(l.FirstByte, d.FirstByte)
+	l.Idle = cmp.Or(l.Idle, d.Idle)
+	l.Write = cmp.Or(l.Write, d.Write)
+	return l
 }
 
 // Access is what is known of one request at its end.
@@ -97,6 +110,7 @@ func New(o Options) *Gateway {
 	if o.Observe == nil {
 		o.Observe = func(*Access) {}
 	}
+	o.Limits = o.Limits.withDefaults()
 	g := &Gateway{o: o, mux: http.NewServeMux()}
 	g.mux.Handle("/v1/chat/completions", only(http.MethodPost, func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, api.Chat) }))
 	g.mux.Handle("/v1/completions", only(http.MethodPost, func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, api.Completion) }))
@@ -109,7 +123,13 @@ func New(o Options) *Gateway {
 }
 
 // ServeHTTP implements http.Handler.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.mux.ServeHTTP(w, r) }
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// On every route: net/http waits for the body of a request even when its
+	// handler does not care for it. Not every writer has deadlines (tests'
+	// recorders have none); the server's do.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.o.Limits.BodyTimeout))
+	g.mux.ServeHTTP(w, r)
+}
 
 // SetReady makes /readyz answer 200.
 func (g *Gateway) SetReady() { g.ready.Store(true) }

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,13 +23,15 @@ type stream struct {
 	x      *exchange
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	slow   *time.Timer // the first-byte timer, then the idle one
+	first  *time.Timer // runs until the first event with data
+	idle   *time.Timer // runs from then on, while the engine is waited for
 	resp   *http.Response
 
 	split    *api.Splitter
 	held     []byte // comments that came before the first event with data
 	usage    fleet.Usage
 	finished bool // a finish reason or [DONE] has been seen
+	done     bool // [DONE] has been passed on: the client has all there is
 	lastWord bool // the engine's own error event has been passed on
 	lastText time.Time
 	progress time.Time
@@ -38,8 +40,8 @@ type stream struct {
 var splitters = sync.Pool{New: func() any { return new(api.Splitter) }}
 
 func isEventStream(resp *http.Response) bool {
-	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	return err == nil && t == "text/event-stream"
+	t, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return strings.EqualFold(strings.TrimSpace(t), "text/event-stream")
 }
 
 // verdict says what reading part of a stream came to.
@@ -56,7 +58,10 @@ func (s *stream) run() bool {
 	s.split = splitters.Get().(*api.Splitter)
 	s.usage.Cached = -1
 	v := s.pump()
-	if v == fine {
+	if s.idle != nil {
+		s.idle.Stop()
+	}
+	if v == fine || s.done {
 		s.split.Reset()
 		splitters.Put(s.split)
 		s.settle()
@@ -71,16 +76,20 @@ func (s *stream) pump() verdict {
 	for {
 		n, err := s.resp.Body.Read(s.split.Space())
 		if n > 0 {
-			if long := s.split.Filled(n); long != nil {
-				return verdict{failure: fleet.FailGarbage, err: long}
+			if s.idle != nil {
+				s.idle.Stop() // what follows may wait for the client, not for the engine
 			}
+			tooLong := s.split.Filled(n)
 			if whole := s.split.Whole(); whole != nil {
 				if v := s.take(whole); v != fine {
 					return v
 				}
 			}
+			if tooLong != nil {
+				return verdict{failure: fleet.FailGarbage, err: tooLong}
+			}
 			if s.x.committed {
-				s.slow.Reset(s.x.g.o.Limits.Idle)
+				s.wait()
 			}
 		}
 		switch {
@@ -90,6 +99,23 @@ func (s *stream) pump() verdict {
 			return verdict{failure: fleet.FailStream, err: fmt.Errorf("read stream: %w", err)}
 		}
 	}
+}
+
+// afterDone is how long a stream may stay open after [DONE]. Reading on to its
+// end keeps the connection to the engine fit for reuse.
+const afterDone = time.Second
+
+// wait starts the idle timer, before the next read.
+func (s *stream) wait() {
+	limit := s.x.g.o.Limits.Idle
+	if s.done {
+		limit = min(limit, afterDone)
+	}
+	if s.idle == nil {
+		s.idle = time.AfterFunc(limit, func() { s.cancel(engine.ErrIdle) })
+		return
+	}
+	s.idle.Reset(limit)
 }
 
 // end judges a stream that ended cleanly: it must have finished, and with a
@@ -106,7 +132,7 @@ func (s *stream) end() verdict {
 
 // take looks at whole events and forwards those that are in order.
 func (s *stream) take(whole []byte) verdict {
-	good, begun := 0, s.x.committed
+	good, begun, done := 0, s.x.committed, false
 	bad := fine
 	now := time.Now()
 	api.Events(whole, func(ev []byte) {
@@ -124,11 +150,13 @@ func (s *stream) take(whole []byte) verdict {
 		}
 		good += len(ev)
 		begun = begun || c.Data || c.Done
+		done = done || c.Done
 		s.note(c, now)
 	})
 	if v := s.forward(whole[:good], begun); v != fine {
 		return v
 	}
+	s.done = s.done || done
 	return bad
 }
 
@@ -186,6 +214,7 @@ func (s *stream) forward(events []byte, begun bool) verdict {
 			}
 			return fine
 		}
+		s.first.Stop()
 		x.commit(s.resp)
 		x.w.WriteHeader(s.resp.StatusCode)
 		if len(s.held) > 0 {
