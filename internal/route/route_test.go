@@ -205,7 +205,7 @@ func TestNewRefusesWithWhatIsKnown(t *testing.T) {
 		spec Spec
 		want string
 	}{
-		{Spec{Name: "best"}, "known: least-request, p2c, prefix-affinity"},
+		{Spec{Name: "best"}, "known: " + strings.Join(Names(), ", ")},
 		{Spec{Name: "random", Weights: map[string]float64{"x": 1}}, "takes none"},
 		{Spec{Name: "weighted"}, "at least one of"},
 		{Spec{Name: "weighted", Weights: map[string]float64{"speed": 1}}, "weights.speed"},
