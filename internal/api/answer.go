@@ -123,11 +123,11 @@ func readChoices(s *scanner, c *Chunk) {
 		for it := s.object(); it.next(); {
 			switch string(it.key) {
 			case "text":
-				c.Text = c.Text || !isEmpty(s.value())
+				c.Text = !isEmpty(s.value()) || c.Text
 			case "delta", "message":
 				readDelta(s, c)
 			case "finish_reason":
-				c.Finish = c.Finish || !isEmpty(s.value())
+				c.Finish = !isEmpty(s.value()) || c.Finish
 			default:
 				s.value()
 			}
@@ -147,7 +147,7 @@ func readDelta(s *scanner, c *Chunk) {
 		default:
 			// content, reasoning, reasoning_content, tool_calls, refusal, audio:
 			// whatever else is not empty is output.
-			c.Text = c.Text || !isEmpty(s.value())
+			c.Text = !isEmpty(s.value()) || c.Text
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"testing"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -16,6 +17,10 @@ func TestReadAnswer(t *testing.T) {
 		{"whole", `{"id":"c","choices":[{"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],
 			"usage":{"prompt_tokens":11,"completion_tokens":4,"prompt_tokens_details":{"audio_tokens":1,"cached_tokens":8}}}`, true,
 			Chunk{Data: true, Text: true, Finish: true, Usage: fleet.Usage{Known: true, Prompt: 11, Cached: 8, Output: 4}}},
+		{"more after the text", `{"choices":[{"message":{"content":"hi","tool_calls":[],"refusal":null},"finish_reason":"stop"}]}`, true,
+			Chunk{Data: true, Text: true, Finish: true, Usage: unknown}},
+		{"several choices", `{"choices":[{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"stop"},{"text":"","finish_reason":null}]}`, true,
+			Chunk{Data: true, Text: true, Finish: true, Usage: unknown}},
 		{"all-zero usage is none", `{"choices":[{"text":"x"}],"usage":{"prompt_tokens":0,"completion_tokens":0}}`, true,
 			Chunk{Data: true, Text: true, Usage: unknown}},
 		{"usage null", `{"choices":[],"usage":null}`, true, Chunk{Data: true, Usage: unknown}},
@@ -36,4 +41,18 @@ func TestReadAnswer(t *testing.T) {
 			t.Errorf("%s: %+v %v, want %+v %v", c.name, got, ok, c.want, c.ok)
 		}
 	}
+}
+
+// FuzzReadAnswer holds that an answer is taken exactly when it is a JSON
+// object.
+func FuzzReadAnswer(f *testing.F) {
+	f.Add([]byte(`{"choices":[{"text":"a","delta":{"content":"x","tool_calls":[{}]},"finish_reason":"stop"},{"text":"b"}],"usage":{"prompt_tokens":1}}`))
+	f.Add([]byte(`{"error":{"code":"503"},"usage":{"prompt_tokens_details":{"cached_tokens":null}}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var obj map[string]json.RawMessage
+		want := json.Unmarshal(body, &obj) == nil && obj != nil
+		if c, ok := ReadAnswer(body); ok != want && len(body) < maxDepth {
+			t.Fatalf("taken: %v (%+v), JSON object: %v", ok, c, want)
+		}
+	})
 }
