@@ -106,7 +106,7 @@ var ErrNo = errors.New("no")
 var names = [...]string{"a"}
 var table = crc32.MakeTable(crc32.Castagnoli)
 var _ I = T{}
-func f() { names := []string{}; names[0] = "b" }
+func f() { names := []string{}; names[0] = "b"; _ = names }
 `)},
 
 	{"kube", "library", "gateway imports k8s.io/client-go/rest", importing("gateway", "k8s.io/client-go/rest")},
