@@ -246,7 +246,29 @@ func TestPanicIsContained(t *testing.T) {
 	if x := r.access(); !x.Panicked || x.Status != 500 || x.Err == nil {
 		t.Errorf("account %+v", x)
 	}
+	// Once bytes have gone, the stream must not end as if it were whole.
+	r.front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		r.gw.ServeHTTP(&fragile{ResponseWriter: w}, q)
+	})
+	if a := r.do("POST", chatPath, streamBody); a.status != 200 || a.err == nil {
+		t.Errorf("%+v", a)
+	}
+	if x := r.access(); !x.Panicked || x.Status != 200 {
+		t.Errorf("account %+v", x)
+	}
 }
+
+// fragile panics once what was written has been flushed.
+type fragile struct{ http.ResponseWriter }
+
+func (f *fragile) FlushError() error {
+	if err := http.NewResponseController(f.ResponseWriter).Flush(); err != nil {
+		return err
+	}
+	panic("a bug")
+}
+
+func (f *fragile) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
 // panicking is a fleet with a bug.
 type panicking struct{}
