@@ -12,13 +12,13 @@ import (
 // Config is everything that tunes one pool, as plain data: each part belongs to
 // the package that uses it. It is journaled with Configure.
 type Config struct {
-	Policy  route.Spec    `json:"policy"`
-	Signals route.Signals `json:"signals"`
-	Queue   flow.Config   `json:"queue"`
-	Room    flow.Room     `json:"room"`
-	Retry   flow.Retry    `json:"retry"`
-	Health  health.Config `json:"health"`
-	Index   kv.Config     `json:"index"`
+	Policy  route.Spec    `json:"policy"`  // how an endpoint is chosen
+	Signals route.Signals `json:"signals"` // how far gauges are trusted
+	Queue   flow.Config   `json:"queue"`   // who may wait, and how long
+	Room    flow.Room     `json:"room"`    // how much may stand at one endpoint
+	Retry   flow.Retry    `json:"retry"`   // how often a request may be tried elsewhere
+	Health  health.Config `json:"health"`  // when an endpoint is out, and when back
+	Index   kv.Config     `json:"index"`   // how much an endpoint is believed to cache
 }
 
 // Default returns the configuration of a pool that sets nothing.

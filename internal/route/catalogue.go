@@ -9,6 +9,7 @@ import (
 
 // Spec names a policy and its settings, as configuration does.
 type Spec struct {
+	// Name is that of a policy of the catalogue.
 	Name string `json:"name"`
 	// Weights are the scorers of the weighted policy; other policies take none.
 	Weights map[string]float64 `json:"weights,omitempty"`

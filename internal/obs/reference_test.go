@@ -1,0 +1,66 @@
+package obs
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/pool"
+)
+
+var update = flag.Bool("update", false, "write docs/metrics.md")
+
+const referenceFile = "../../docs/metrics.md"
+
+// TestReferenceIsCurrent holds docs/metrics.md to the metrics there are.
+func TestReferenceIsCurrent(t *testing.T) {
+	p, err := live.NewPool(live.Options{Name: "p", Config: pool.Default()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	e := p.Add(live.Target{Name: "e1", URL: "http://127.0.0.1:1"})
+	p.Sampled(e, p.Now(), fleet.Gauges{}, fleet.FailNone)
+	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} })
+	a := access("a", 2)
+	a.Attempts, a.Failure = 2, fleet.FailStream
+	m.Observe(a)
+	a.Attempts = 1
+	m.Observe(a)
+	m.Ejected("p", "e1", health.Ejected, fleet.FailConnect)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("# Metrics\n\nGenerated; do not edit. On the admin port under `/metrics`, beside Go's and the process's own.\nLabels come from configuration and closed sets, never from clients.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "penstock_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, l.GetName())
+		}
+		slices.Sort(labels)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp())
+	}
+	if *update {
+		if err := os.WriteFile(referenceFile, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(referenceFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != b.String() {
+		t.Error("docs/metrics.md is out of date: go test ./internal/obs -run Reference -update")
+	}
+}
