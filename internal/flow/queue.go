@@ -97,12 +97,18 @@ func (q *Queue) Offer(_ fleet.Time, it Item) Verdict {
 	return Queued
 }
 
-// Return puts an item first again: it has waited its turn already, was sent,
-// and came back. It is never refused.
+// Return puts an item back among those that wait, by the time it arrived: it
+// has waited its turn already, was sent, and came back. It is never refused.
 func (q *Queue) Return(it Item) {
 	it.Deadline = it.Enqueued.Add(q.config.MaxWait)
+	// Whatever has not been sent yet arrived later, so this looks only at other
+	// items that came back.
+	prev, next := int32(none), q.head
+	for next != none && q.elems[next].Enqueued <= it.Enqueued {
+		prev, next = next, q.elems[next].next
+	}
 	i := q.take(it)
-	q.link(i, none, q.head)
+	q.link(i, prev, next)
 }
 
 // Next takes the first item.
@@ -110,8 +116,17 @@ func (q *Queue) Next(now fleet.Time) (Item, bool) {
 	if q.head == none {
 		return Item{}, false
 	}
+	return q.Take(now, q.elems[q.head].Req)
+}
+
+// Take takes a given item that goes before its turn.
+func (q *Queue) Take(now fleet.Time, req fleet.ReqID) (Item, bool) {
+	i, ok := q.byReq[req]
+	if !ok {
+		return Item{}, false
+	}
 	q.out.Add(now.Seconds(), 1)
-	return q.remove(q.head), true
+	return q.remove(i), true
 }
 
 // Peek returns the first item and leaves it.
@@ -122,10 +137,27 @@ func (q *Queue) Peek() (Item, bool) {
 	return q.elems[q.head].Item, true
 }
 
+// After returns the item behind a given one and leaves it.
+func (q *Queue) After(req fleet.ReqID) (Item, bool) {
+	i, ok := q.byReq[req]
+	if !ok || q.elems[i].next == none {
+		return Item{}, false
+	}
+	return q.elems[q.elems[i].next].Item, true
+}
+
+// Last returns the last item and leaves it.
+func (q *Queue) Last() (Item, bool) {
+	if q.tail == none {
+		return Item{}, false
+	}
+	return q.elems[q.tail].Item, true
+}
+
 // Expired takes the first item whose deadline has passed.
 func (q *Queue) Expired(now fleet.Time) (Item, bool) {
-	// All items wait equally long and stand in order of arrival (a returned one
-	// arrived before all others), so the head is the first to expire.
+	// All items wait equally long and stand in order of arrival, so the head is
+	// the first to expire.
 	if q.head == none || q.elems[q.head].Deadline > now {
 		return Item{}, false
 	}

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -41,6 +42,40 @@ func TestFIFOWithReturnRemoveAndExpiry(t *testing.T) {
 	}
 	if _, ok := q.Next(at(10)); ok || q.Deadline() != fleet.Never {
 		t.Error("an empty queue gave something")
+	}
+}
+
+func TestReturnedItemsStandByArrival(t *testing.T) {
+	q := New(Config{MaxRequests: 10, MaxWait: 10 * time.Second})
+	for i := range 5 {
+		q.Offer(at(float64(i)), Item{Req: fleet.ReqID(i + 1), Enqueued: at(float64(i))})
+	}
+	var out []Item
+	for range 3 {
+		it, _ := q.Next(at(5))
+		out = append(out, it)
+	}
+	for _, i := range []int{1, 2, 0} {
+		q.Return(out[i])
+	}
+	var order []fleet.ReqID
+	for it, ok := q.Peek(); ok; it, ok = q.After(it.Req) {
+		order = append(order, it.Req)
+	}
+	if !slices.Equal(order, []fleet.ReqID{1, 2, 3, 4, 5}) {
+		t.Errorf("order %v", order)
+	}
+	if it, ok := q.Take(at(5), 3); !ok || it.Req != 3 {
+		t.Errorf("took %+v", it)
+	}
+	if _, ok := q.Take(at(5), 3); ok {
+		t.Error("taken twice")
+	}
+	if it, ok := q.Last(); !ok || it.Req != 5 || q.Len() != 4 {
+		t.Errorf("last is %+v of %d", it, q.Len())
+	}
+	if _, ok := q.After(5); ok {
+		t.Error("something is behind the last")
 	}
 }
 

@@ -20,7 +20,7 @@ func (b *Brain) onArrive(ev *Arrive, out []Action) []Action {
 	b.tally.Arrived++
 	b.deps.Retries.Arrived()
 	r := b.remember(ev)
-	if b.deps.Queue.Len() == 0 && b.judge(r) > 0 {
+	if !b.newWait() && b.judge(r) > 0 {
 		return b.place(r, out)
 	}
 	if b.noneFit() {
@@ -137,25 +137,34 @@ func (b *Brain) retryAfter(f fleet.Failure) time.Duration {
 	return 0
 }
 
-// pump sends waiting requests while there is room.
+// pump sends waiting requests while there is room. One that waits to be tried
+// elsewhere than where it failed is passed over while room is only there; one
+// that may go anywhere and cannot speaks for all behind it.
 func (b *Brain) pump(out []Action) []Action {
-	for {
-		it, ok := b.deps.Queue.Peek()
-		if !ok {
+	it, ok := b.deps.Queue.Peek()
+	for ok {
+		r := b.requests[it.Req]
+		next, more := b.deps.Queue.After(it.Req)
+		switch {
+		case b.judge(r) > 0:
+			b.deps.Queue.Take(b.now, it.Req)
+			out = b.place(r, out)
+		case !b.mayWait():
+			b.deps.Queue.Take(b.now, it.Req)
+			out = b.giveUp(r, out)
+		case len(r.tried) == 0:
 			return out
 		}
-		r := b.requests[it.Req]
-		if b.judge(r) == 0 {
-			if b.mayWait() {
-				return out
-			}
-			b.deps.Queue.Next(b.now)
-			out = b.giveUp(r, out)
-			continue
-		}
-		b.deps.Queue.Next(b.now)
-		out = b.place(r, out)
+		it, ok = next, more
 	}
+	return out
+}
+
+// newWait reports whether requests wait that have not failed anywhere yet. They
+// arrived after all that have, so the last is one of them if any is.
+func (b *Brain) newWait() bool {
+	it, ok := b.deps.Queue.Last()
+	return ok && len(b.requests[it.Req].tried) == 0
 }
 
 // giveUp refuses a request that waited until no endpoint was left for it.
