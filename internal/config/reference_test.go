@@ -95,8 +95,11 @@ func value(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case time.Duration:
 		if x != 0 {
-			// 1m0s reads better as 1m.
-			return "`" + strings.TrimSuffix(x.String(), "0s") + "`"
+			s := x.String()
+			if short, ok := strings.CutSuffix(s, "m0s"); ok {
+				s = short + "m" // 1m reads better than 1m0s
+			}
+			return "`" + s + "`"
 		}
 		return ""
 	case string:
