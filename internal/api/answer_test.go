@@ -14,15 +14,23 @@ func TestReadAnswer(t *testing.T) {
 		ok         bool
 		want       Chunk
 	}{
-		{"whole", `{"id":"c","choices":[{"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],
+		{
+			"whole", `{"id":"c","choices":[{"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],
 			"usage":{"prompt_tokens":11,"completion_tokens":4,"prompt_tokens_details":{"audio_tokens":1,"cached_tokens":8}}}`, true,
-			Chunk{Data: true, Text: true, Finish: true, Usage: fleet.Usage{Known: true, Prompt: 11, Cached: 8, Output: 4}}},
-		{"more after the text", `{"choices":[{"message":{"content":"hi","tool_calls":[],"refusal":null},"finish_reason":"stop"}]}`, true,
-			Chunk{Data: true, Text: true, Finish: true, Usage: unknown}},
-		{"several choices", `{"choices":[{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"stop"},{"text":"","finish_reason":null}]}`, true,
-			Chunk{Data: true, Text: true, Finish: true, Usage: unknown}},
-		{"all-zero usage is none", `{"choices":[{"text":"x"}],"usage":{"prompt_tokens":0,"completion_tokens":0}}`, true,
-			Chunk{Data: true, Text: true, Usage: unknown}},
+			Chunk{Data: true, Text: true, Finish: true, Usage: fleet.Usage{Known: true, Prompt: 11, Cached: 8, Output: 4}},
+		},
+		{
+			"more after the text", `{"choices":[{"message":{"content":"hi","tool_calls":[],"refusal":null},"finish_reason":"stop"}]}`, true,
+			Chunk{Data: true, Text: true, Finish: true, Usage: unknown},
+		},
+		{
+			"several choices", `{"choices":[{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"stop"},{"text":"","finish_reason":null}]}`, true,
+			Chunk{Data: true, Text: true, Finish: true, Usage: unknown},
+		},
+		{
+			"all-zero usage is none", `{"choices":[{"text":"x"}],"usage":{"prompt_tokens":0,"completion_tokens":0}}`, true,
+			Chunk{Data: true, Text: true, Usage: unknown},
+		},
 		{"usage null", `{"choices":[],"usage":null}`, true, Chunk{Data: true, Usage: unknown}},
 		{"impossible counts", `{"usage":{"prompt_tokens":-5,"completion_tokens":99999999999}}`, true, Chunk{Data: true, Usage: unknown}},
 		{"error inside", `{"error":{"message":"boom","code":500}}`, true, Chunk{Data: true, Error: true, Usage: unknown}},

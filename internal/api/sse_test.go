@@ -95,10 +95,14 @@ func TestReadChunk(t *testing.T) {
 		{"completion text", `data: {"choices":[{"index":0,"text":" a","finish_reason":"length"}]}` + "\n\n", Chunk{Data: true, Text: true, Finish: true}},
 		{"the word usage inside text", `data: {"choices":[{"delta":{"content":"\"usage\":{\"prompt_tokens\":9}"}}]}` + "\n\n", Chunk{Data: true, Text: true}},
 		{"zero usage is none", `data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}` + "\n\n", Chunk{Data: true}},
-		{"usage", `data: {"choices":[],"usage":{"prompt_tokens":23,"completion_tokens":4,"total_tokens":27,"prompt_tokens_details":{"cached_tokens":16}}}` + "\n\n",
-			Chunk{Data: true, Usage: fleet.Usage{Known: true, Prompt: 23, Output: 4, Cached: 16}}},
-		{"usage without details", `data: {"choices":[],"usage":{"prompt_tokens":23,"completion_tokens":4,"prompt_tokens_details":null}}` + "\n\n",
-			Chunk{Data: true, Usage: fleet.Usage{Known: true, Prompt: 23, Output: 4, Cached: -1}}},
+		{
+			"usage", `data: {"choices":[],"usage":{"prompt_tokens":23,"completion_tokens":4,"total_tokens":27,"prompt_tokens_details":{"cached_tokens":16}}}` + "\n\n",
+			Chunk{Data: true, Usage: fleet.Usage{Known: true, Prompt: 23, Output: 4, Cached: 16}},
+		},
+		{
+			"usage without details", `data: {"choices":[],"usage":{"prompt_tokens":23,"completion_tokens":4,"prompt_tokens_details":null}}` + "\n\n",
+			Chunk{Data: true, Usage: fleet.Usage{Known: true, Prompt: 23, Output: 4, Cached: -1}},
+		},
 		{"error", `data: {"error":{"message":"boom","code":500}}` + "\n\n", Chunk{Data: true, Error: true}},
 		{"garbage", "data: \x00\x01{]\n\n", Chunk{Garbage: true}},
 		{"garbage after the object", "data: {}]\n\n", Chunk{Garbage: true}},

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -20,16 +19,22 @@ func TestReadMetrics(t *testing.T) {
 		name, page string
 		want       fleet.Gauges
 	}{
-		{"one engine", "# HELP x\nvllm:num_requests_running{engine=\"0\",model_name=\"m\"} 3.0\nvllm:num_requests_waiting{engine=\"0\"} 2\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.25\n",
-			fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownWaiting | fleet.KnownKVUsage, Running: 3, Waiting: 2, KVUsage: 0.25}},
-		{"two engines: counts add, usage is the fuller one's", "vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_running{engine=\"1\"} 4\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.1\nvllm:kv_cache_usage_perc{engine=\"1\"} 7.5e-1",
-			fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownKVUsage, Running: 7, KVUsage: 0.75}},
+		{
+			"one engine", "# HELP x\nvllm:num_requests_running{engine=\"0\",model_name=\"m\"} 3.0\nvllm:num_requests_waiting{engine=\"0\"} 2\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.25\n",
+			fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownWaiting | fleet.KnownKVUsage, Running: 3, Waiting: 2, KVUsage: 0.25},
+		},
+		{
+			"two engines: counts add, usage is the fuller one's", "vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_running{engine=\"1\"} 4\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.1\nvllm:kv_cache_usage_perc{engine=\"1\"} 7.5e-1",
+			fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownKVUsage, Running: 7, KVUsage: 0.75},
+		},
 		{"the old name of usage", "vllm:gpu_cache_usage_perc 0.5\n", fleet.Gauges{Known: fleet.KnownKVUsage, KVUsage: 0.5}},
 		{"longer names are others", "vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:num_requests_running_total 9\n", fleet.Gauges{}},
 		{"NaN is unknown, not zero", "vllm:num_requests_running NaN\n", fleet.Gauges{}},
 		{"negative and absurd are damage", "vllm:num_requests_running -1\nvllm:num_requests_waiting 1e300\n", fleet.Gauges{}},
-		{"capacity", "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"18625\",x_num_gpu_blocks=\"7\"} 1.0\n",
-			fleet.Gauges{Known: fleet.KnownKVCapacity, KVBlocks: 18625, KVBlock: 16}},
+		{
+			"capacity", "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"18625\",x_num_gpu_blocks=\"7\"} 1.0\n",
+			fleet.Gauges{Known: fleet.KnownKVCapacity, KVBlocks: 18625, KVBlock: 16},
+		},
 		{"capacity None is unknown", "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"None\"} 1.0\n", fleet.Gauges{}},
 		{"a brace and comma in a label", "vllm:num_requests_running{model_name=\"a}\\\",b\"} 5 1700000000\n", fleet.Gauges{Known: fleet.KnownRunning, Running: 5}},
 		{"cut off", "vllm:num_requests_running{engine=\"0", fleet.Gauges{}},
@@ -148,7 +153,7 @@ func TestScrapeRefusesWhatIsNoMetricsPage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, kind, buf, err := cl.Scrape(context.Background(), d, srv.URL, nil)
+		_, kind, buf, err := cl.Scrape(t.Context(), d, srv.URL, nil)
 		if kind != c.want || err == nil || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v, %v", name, kind, err)
 		}

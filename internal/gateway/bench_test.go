@@ -26,12 +26,12 @@ type sink struct {
 	flushes int
 }
 
-func (s *sink) Header() http.Header               { return s.header }
-func (s *sink) WriteHeader(status int)            { s.status = status }
-func (s *sink) Write(b []byte) (int, error)       { s.bytes += len(b); return len(b), nil }
-func (s *sink) FlushError() error                 { s.flushes++; return nil }
-func (s *sink) SetWriteDeadline(time.Time) error  { return nil }
-func (s *sink) SetReadDeadline(t time.Time) error { return nil }
+func (s *sink) Header() http.Header              { return s.header }
+func (s *sink) WriteHeader(status int)           { s.status = status }
+func (s *sink) Write(b []byte) (int, error)      { s.bytes += len(b); return len(b), nil }
+func (s *sink) FlushError() error                { s.flushes++; return nil }
+func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+func (s *sink) SetReadDeadline(time.Time) error  { return nil }
 
 // source is an engine's answer of n events, one per read, then finish.
 type source struct{ n int }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -140,7 +141,7 @@ func TestSlowBodyIsGivenUp(t *testing.T) {
 	if got := r.access(); got.Status != 408 || got.Err == nil {
 		t.Errorf("logged as %d, %v", got.Status, got.Err)
 	}
-	if n, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the connection stays open: %d, %v", n, err)
 	}
 }

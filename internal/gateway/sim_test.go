@@ -146,7 +146,10 @@ func TestNothingIsDoubledByRetries(t *testing.T) {
 	path, body := question(true, true, "again and again", 15)
 	want, _, _, _ := text(t, postJSON(t, urls[0]+path, body).body)
 	for _, f := range []server.Fault{
-		{Kind: "refuse", Status: 500, Count: 1}, {Kind: "refuse", Count: 1}, {Kind: "garbage", Count: 1}, {Kind: "garbage-body", Count: 1},
+		{Kind: "refuse", Status: 500, Count: 1},
+		{Kind: "refuse", Count: 1},
+		{Kind: "garbage", Count: 1},
+		{Kind: "garbage-body", Count: 1},
 		{Kind: "delay", DelayMS: 5, Count: 1},
 	} {
 		for _, n := range nodes {
@@ -238,7 +241,7 @@ func TestKillingOneOfFour(t *testing.T) {
 		load.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				path, body := question(n%2 == 0, i%3 > 0, fmt.Sprintf("worker %d asks %d", i, n), 30)
-				a, err := r.try(context.Background(), "POST", path, body)
+				a, err := r.try(t.Context(), "POST", path, body)
 				asked.Add(1)
 				if err != nil || a.err != nil || a.status != 200 {
 					t.Errorf("worker %d: %v, %v, status %d, %.200s", i, err, a.err, a.status, a.body)
