@@ -60,11 +60,11 @@ var rooms = map[string]room{
 	"kube":          {may: "@pure"},
 	"cluster":       {may: "@pure"},
 	"usage":         {may: "@pure"},
-	"doctor":        {may: "@pure engine"},
+	"doctor":        {may: "@pure"},
 	"tui":           {may: "@pure"},
 	"config":        {may: "@pure gateway engine", why: "configuration is read into the plain values of those who use them"},
 	"obs":           {may: "@pure gateway live", why: "signals are made of what the front and the brain report"},
-	"admin":         {may: "@pure gateway live obs", why: "the simulated lab reaches the page as a function, not as an import"},
+	"admin":         {may: "@pure live obs", why: "the simulated lab reaches the page as a function, not as an import"},
 
 	"enginesim/server": {may: "@nouns enginesim", why: "its wire code is its own, so that one misreading cannot hide on both sides"},
 	"sim":              {may: "@pure enginesim", why: "the simulator drives brains itself; shells run on the wall clock"},
