@@ -22,12 +22,19 @@ type Dialect struct {
 	Name    string
 	Metrics string // path of the metrics page; "" for none
 	Health  string // path that answers 2xx while the engine is fit
+	Speaks  API    // what it can be asked
 }
 
 // dialects are the kinds of engine known.
 var dialects = []Dialect{
-	{Name: "vllm", Metrics: "/metrics", Health: "/health"},
-	{Name: "openai", Health: "/v1/models"},
+	{
+		Name: "vllm", Metrics: "/metrics", Health: "/health",
+		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APIRerank | APIScore | APIAudio,
+	},
+	{
+		Name: "openai", Health: "/v1/models",
+		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
+	},
 }
 
 // DialectNames returns the names DialectByName knows.
