@@ -2,6 +2,7 @@ package enginesim
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -18,8 +19,11 @@ func (e *Engine) check() error {
 	if b.private < 0 || b.used < 0 || b.idle < 0 || b.free() < 0 {
 		return fmt.Errorf("a count is negative: private %d, used %d, idle %d, free %d", b.private, b.used, b.idle, b.free())
 	}
-	refs, private := map[*run]int{}, 0
+	refs, private, slots := map[*run]int{}, 0, map[string]int{}
 	for _, s := range e.running {
+		if s.adapter != "" {
+			slots[s.adapter]++
+		}
 		depth := 0
 		for r := s.tail; r != nil; r = r.parent {
 			refs[r]++
@@ -32,6 +36,9 @@ func (e *Engine) check() error {
 			return fmt.Errorf("request %d has %d tokens in %d blocks", s.id, s.computed, s.held)
 		}
 		private += s.held - s.published
+	}
+	if !maps.Equal(slots, e.slots) || e.config.MaxAdapters > 0 && len(slots) > e.config.MaxAdapters {
+		return fmt.Errorf("slots %v, running %v of at most %d", e.slots, slots, e.config.MaxAdapters)
 	}
 	used, idle, kids := 0, 0, map[*run]int{}
 	for key, r := range b.heads {

@@ -11,4 +11,6 @@
 // under their keys in a radix tree of runs and survive their sequence until
 // room is needed. When a running sequence finds no block, the latest arrival
 // gives up all of its own and later computes again whatever was evicted.
+// Requests for LoRA adapters also wait for one of a few slots, and others may
+// pass them.
 package enginesim

@@ -15,6 +15,7 @@ type Engine struct {
 	config Config
 	blocks *blocks
 	byID   map[fleet.ReqID]*sequence
+	slots  map[string]int // running sequences by adapter; the base model needs no slot
 
 	running []*sequence // in order of arrival
 	waiting queue
@@ -24,7 +25,7 @@ type Engine struct {
 	started, ends fleet.Time
 	batch         Batch
 	ready         fleet.Time   // when the next step may begin, when not stepping
-	stuck         bool         // the head of waiting found no room, and nothing was freed since
+	stuck         bool         // nobody waiting can be admitted until something is freed or, with adapters, arrives
 	plan          []fleet.Time // see glide
 
 	undelivered []Output // of steps that ended during Submit or Abort
@@ -42,6 +43,7 @@ func New(c Config) (*Engine, error) {
 		config: c,
 		blocks: newBlocks(int(c.KVTokens / BlockTokens)),
 		byID:   make(map[fleet.ReqID]*sequence),
+		slots:  make(map[string]int),
 	}
 	e.waiting.init()
 	return e, nil
@@ -50,14 +52,15 @@ func New(c Config) (*Engine, error) {
 // Submit queues a request. Requests submitted at one instant can share their
 // first step. It fails with ErrEmpty, ErrDuplicate or *TooLargeError.
 func (e *Engine) Submit(now fleet.Time, r Request) error {
-	if r.Prompt < 1 || r.Output < 1 {
+	if r.Prompt < 1 || r.Pool != (r.Output == 0) || r.Output < 0 {
 		return fmt.Errorf("submit %d: prompt %d, output %d: %w", r.ID, r.Prompt, r.Output, ErrEmpty)
 	}
 	if e.byID[r.ID] != nil {
 		return fmt.Errorf("submit %d: %w", r.ID, ErrDuplicate)
 	}
+	output := max(1, int(r.Output)) // pooling ends like a token that nobody counts
 	// The last token's KV is never needed.
-	if need := ceilDiv(int(r.Prompt+r.Output)-1, blockTokens); need > e.blocks.total {
+	if need := ceilDiv(int(r.Prompt)+output-1, blockTokens); need > e.blocks.total {
 		return fmt.Errorf("submit %d: %w", r.ID, &TooLargeError{
 			Need: fleet.Tokens(need) * BlockTokens, Have: fleet.Tokens(e.blocks.total) * BlockTokens,
 		})
@@ -67,12 +70,18 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 		e.ready = max(e.ready, now)
 	}
 	s := e.take()
-	*s = sequence{id: r.ID, chain: r.Chain, prompt: int(r.Prompt), output: int(r.Output), finish: r.Finish}
+	*s = sequence{
+		id: r.ID, chain: r.Chain, prompt: int(r.Prompt), output: output, finish: r.Finish,
+		adapter: r.Adapter, pool: r.Pool,
+	}
 	if s.finish == NotFinished {
 		s.finish = FinishLength
 	}
 	e.byID[r.ID] = s
 	e.waiting.pushBack(s)
+	if e.config.MaxAdapters > 0 {
+		e.stuck = false // it may go past those that wait for a slot
+	}
 	return nil
 }
 
@@ -93,6 +102,27 @@ func (e *Engine) Abort(now fleet.Time, id fleet.ReqID) bool {
 	}
 	e.stats.Finished[NotFinished]++
 	e.forget(s)
+	return true
+}
+
+// DropCache forgets all cached blocks, as after a change of weights. Blocks
+// that sequences hold cannot be forgotten: unless preempt is set, which sends
+// all that run back to the head of the queue, it then changes nothing and
+// returns false.
+func (e *Engine) DropCache(now fleet.Time, preempt bool) bool {
+	e.catchUp(now)
+	if len(e.running) > 0 && !preempt {
+		return false
+	}
+	for n := len(e.running); n > 0; n-- {
+		victim := e.running[n-1]
+		e.undelivered = append(e.undelivered, Output{
+			Kind: KindPreempted, At: now, Req: victim.id,
+			Tokens: fleet.Tokens(victim.generated), Cached: fleet.Tokens(victim.cached), Admitted: victim.admitted,
+		})
+		e.preempt(victim)
+	}
+	e.blocks.evict(e.blocks.idle)
 	return true
 }
 
@@ -150,9 +180,10 @@ func (e *Engine) Stats() Stats {
 	return s
 }
 
-// dropRunning takes s out of the running batch. A freed place or block may let
-// the head of the queue in.
+// dropRunning takes s out of the running batch. A freed place, slot or block
+// may let somebody in.
 func (e *Engine) dropRunning(s *sequence) {
+	e.freeSlot(s)
 	for i, r := range e.running {
 		if r == s {
 			e.running = append(e.running[:i], e.running[i+1:]...)
@@ -186,6 +217,8 @@ type sequence struct {
 	chain          []uint64
 	prompt, output int
 	finish         Reason
+	adapter        string
+	pool           bool
 
 	generated int  // tokens
 	computed  int  // tokens whose KV is in the cache

@@ -17,6 +17,7 @@ type deed struct {
 	at    fleet.Time
 	req   Request
 	abort bool // of req.ID, instead of submitting it
+	drop  bool // the cache, instead of submitting
 }
 
 // drawScenario makes a small engine under pressure: few blocks, shared
@@ -30,6 +31,7 @@ func drawScenario(t *rapid.T) (Config, []deed) {
 		KVTokens:     fleet.Tokens(rapid.IntRange(12, 60).Draw(t, "blocks")) * BlockTokens,
 		MaxSeqs:      rapid.IntRange(1, 8).Draw(t, "seqs"),
 		BudgetTokens: fleet.Tokens(rapid.IntRange(5, 200).Draw(t, "budget")),
+		MaxAdapters:  rapid.IntRange(0, 2).Draw(t, "slots"),
 	}
 	var deeds []deed
 	now := fleet.Time(0)
@@ -44,6 +46,14 @@ func drawScenario(t *rapid.T) (Config, []deed) {
 			r.Chain = chainOf(prompt/blockTokens, shared, uint32(rapid.IntRange(0, 2).Draw(t, "branch")))
 		case 2: // answers given, too; their own
 			r.Chain = chainOf((prompt+output)/blockTokens, min(shared, prompt/blockTokens), uint32(id)+10)
+		}
+		switch rapid.IntRange(0, 6).Draw(t, "kind") {
+		case 0:
+			r.Pool, r.Output = true, 0
+		case 1, 2, 3:
+			r.Adapter = rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "adapter")
+		case 4:
+			deeds = append(deeds, deed{at: now, drop: true})
 		}
 		deeds = append(deeds, deed{at: now, req: r})
 		if rapid.IntRange(0, 5).Draw(t, "abort") == 0 {
@@ -83,6 +93,8 @@ func act(t *rapid.T, c Config, deeds []deed) (out []Output, aborted map[fleet.Re
 			advance(next)
 		}
 		switch {
+		case d.drop:
+			e.DropCache(d.at, d.at%2 == 0)
 		case !d.abort:
 			if err := e.Submit(d.at, d.req); err != nil {
 				t.Fatal(err)
@@ -115,6 +127,9 @@ func TestEngineInvariants(t *testing.T) {
 			}
 		}
 		for _, d := range deeds {
+			if d.drop {
+				continue
+			}
 			want := 1
 			if aborted[d.req.ID] {
 				want = 0
@@ -158,7 +173,7 @@ func TestMoreMemoryNeverMissesMore(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c, deeds := drawScenario(t)
 		c.MaxSeqs = 1
-		deeds = slices.DeleteFunc(deeds, func(d deed) bool { return d.abort })
+		deeds = slices.DeleteFunc(deeds, func(d deed) bool { return d.abort || d.drop })
 		_, _, small := act(t, c, deeds)
 		c.KVTokens *= 2
 		_, _, large := act(t, c, deeds)

@@ -33,6 +33,12 @@ type Request struct {
 	Prompt fleet.Tokens // at least 1
 	Output fleet.Tokens // tokens to generate, at least 1
 	Finish Reason       // what to report at the end; NotFinished means FinishLength
+	// Adapter is the LoRA adapter it runs with; empty for the base model. Its
+	// keys must differ from those of other adapters: their KV does.
+	Adapter string
+	// Pool wants the prompt's last hidden state, as for an embedding: one prefill
+	// and no decode. Output is then 0, and the only report has no tokens.
+	Pool bool
 }
 
 // Kind is the kind of an Output.
@@ -61,12 +67,14 @@ type Output struct {
 	Admitted fleet.Time   // when it was first scheduled
 }
 
-// Config describes an engine. All fields but EveryToken are required.
+// Config describes an engine. All fields but MaxAdapters and EveryToken are
+// required.
 type Config struct {
 	Physics      Physics
 	KVTokens     fleet.Tokens // capacity; rounded down to whole blocks
 	MaxSeqs      int          // sequences running at once
 	BudgetTokens fleet.Tokens // tokens computed per step
+	MaxAdapters  int          // different adapters running at once; 0 for no limit
 	// EveryToken makes each token and each step an Output, as a server needs.
 	// Without it steps that only decode are run through without looking at each
 	// sequence, which is how a simulator wants it; times are the same.
@@ -84,13 +92,14 @@ func (c Config) validate() error {
 	check(c.KVTokens >= BlockTokens, "KVTokens", c.KVTokens, fmt.Sprintf("at least one block of %d", BlockTokens))
 	check(c.MaxSeqs > 0, "MaxSeqs", c.MaxSeqs, "above 0")
 	check(c.BudgetTokens > 0, "BudgetTokens", c.BudgetTokens, "above 0")
+	check(c.MaxAdapters >= 0, "MaxAdapters", c.MaxAdapters, "0 or more")
 	return errors.Join(errs...)
 }
 
 // Errors of Submit that callers tell apart.
 var (
 	ErrDuplicate = errors.New("a request of this id is in the engine")
-	ErrEmpty     = errors.New("prompt and output must each be at least one token")
+	ErrEmpty     = errors.New("prompt and output must each be at least one token; the output to pool is 0")
 )
 
 // TooLargeError refuses a request that could not run even on an empty engine.

@@ -53,10 +53,17 @@ func (e *Engine) scheduleRunning(budget int, out []Output) (int, []Output) {
 }
 
 // admitWaiting admits waiting requests in order while places, budget and
-// blocks last.
+// blocks last. Those whose adapter finds no slot are passed over.
 func (e *Engine) admitWaiting(budget int) {
-	for budget > 0 && e.waiting.n > 0 && len(e.running) < e.config.MaxSeqs {
-		s := e.waiting.first()
+	for s := e.waiting.first(); s != &e.waiting.ring; {
+		if budget <= 0 || len(e.running) >= e.config.MaxSeqs {
+			return
+		}
+		next := s.next
+		if !e.slotFor(s) {
+			s = next
+			continue
+		}
 		// At least one token is always computed: there is no logit without it.
 		limit := min((s.known()-1)/blockTokens, len(s.chain))
 		hit, idle := e.blocks.match(s.chain[:limit])
@@ -69,6 +76,7 @@ func (e *Engine) admitWaiting(budget int) {
 			return
 		}
 		e.waiting.remove(s)
+		e.takeSlot(s)
 		e.running = append(e.running, s)
 		e.serial++
 		s.serial, s.computed = e.serial, computed
@@ -80,7 +88,9 @@ func (e *Engine) admitWaiting(budget int) {
 		}
 		e.schedule(s, chunk, need)
 		budget -= chunk
+		s = next
 	}
+	e.stuck = e.waiting.n > 0
 }
 
 // schedule puts the next chunk tokens of s into the batch, with need blocks to
@@ -136,6 +146,7 @@ func (e *Engine) finish(out []Output) []Output {
 			kept = append(kept, s)
 			continue
 		}
+		e.freeSlot(s)
 		e.blocks.release(s)
 		e.stats.Finished[s.finish]++
 		e.forget(s)
@@ -148,7 +159,9 @@ func (e *Engine) finish(out []Output) []Output {
 // emit counts one new token of s and reports it where it is wanted.
 func (e *Engine) emit(s *sequence, out []Output) []Output {
 	s.generated++
-	e.stats.GenerationTokens++
+	if !s.pool {
+		e.stats.GenerationTokens++
+	}
 	o := Output{
 		At: e.ends, Req: s.id, Tokens: fleet.Tokens(s.generated), Cached: fleet.Tokens(s.cached),
 		First: s.generated == 1, Admitted: s.admitted,
@@ -158,6 +171,9 @@ func (e *Engine) emit(s *sequence, out []Output) []Output {
 	}
 	if s.generated == s.output {
 		o.Finish = s.finish
+	}
+	if s.pool {
+		o.Tokens = 0
 	}
 	if o.First || o.Finish != NotFinished || e.config.EveryToken {
 		out = append(out, o)
