@@ -1,31 +1,17 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"penstock.dev/penstock/internal/admin"
 	"penstock.dev/penstock/internal/bench"
 )
-
-// syncBuffer is a writer that may be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
 
 // TestKillingOneEngineOfFour kills one of four engine processes under 50
 // requests a second, and starts it again. No client may see an error unless its
@@ -63,7 +49,7 @@ func TestKillingOneEngineOfFour(t *testing.T) {
 	o.PerRequest = t.TempDir() + "/requests.jsonl"
 	report := make(chan *bench.Report, 1)
 	go func() {
-		r, err := bench.Run(context.Background(), o, bench.Streams{Out: io.Discard})
+		r, err := bench.Run(t.Context(), o, bench.Streams{Out: io.Discard})
 		if err != nil {
 			t.Error(err)
 		}

@@ -40,7 +40,7 @@ func penstock(t *testing.T, args ...string) (code int, out, errs string) {
 // stopped, and must exit with 0, at the end of the test.
 func up(t *testing.T, args ...string) (url, admin string) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // t.Context ends before the clean-up that stops it
 	r, w := io.Pipe()
 	var errs bytes.Buffer
 	done := make(chan int, 1)

@@ -95,8 +95,7 @@ func Start(o Options) (*App, error) {
 	if err := a.openPools(); err != nil {
 		publicL.Close()
 		adminL.Close()
-		a.closePools()
-		return nil, err
+		return nil, errors.Join(err, a.closePools())
 	}
 	a.serve(publicL, adminL)
 	a.gateway.SetReady()

@@ -143,7 +143,7 @@ func decodeSlice(path string, v any, dst reflect.Value, errs *problems) {
 	}
 	out := reflect.MakeSlice(dst.Type(), len(list), len(list))
 	for i, e := range list {
-		if d, ok := out.Index(i).Addr().Interface().(defaulted); ok {
+		if d, ok := reflect.TypeAssert[defaulted](out.Index(i).Addr()); ok {
 			d.setDefaults()
 		}
 		decode(fmt.Sprintf("%s[%d]", path, i), e, out.Index(i), errs)

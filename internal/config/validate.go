@@ -107,8 +107,13 @@ func (e Engine) validate(path string, errs *problems) {
 		name  string
 		value float64
 	}{
-		{"kvTokens", float64(e.KVTokens)}, {"maxSeqs", float64(e.MaxSeqs)}, {"budgetTokens", float64(e.BudgetTokens)},
-		{"stepMs.base", e.StepMs.Base}, {"stepMs.perSeq", e.StepMs.PerSeq}, {"stepMs.perKV", e.StepMs.PerKV}, {"stepMs.perPrompt", e.StepMs.PerPrompt},
+		{"kvTokens", float64(e.KVTokens)},
+		{"maxSeqs", float64(e.MaxSeqs)},
+		{"budgetTokens", float64(e.BudgetTokens)},
+		{"stepMs.base", e.StepMs.Base},
+		{"stepMs.perSeq", e.StepMs.PerSeq},
+		{"stepMs.perKV", e.StepMs.PerKV},
+		{"stepMs.perPrompt", e.StepMs.PerPrompt},
 	} {
 		if f.value < 0 {
 			errs.add(path+"."+f.name, "must not be negative, is %v", f.value)

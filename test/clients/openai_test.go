@@ -3,7 +3,6 @@ package clients
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -28,7 +27,7 @@ func fleet(t *testing.T) *openai.Client {
 	}
 	o := app.Options{
 		Config: config.Default(), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Seed: 1, Version: "test",
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), DrainTimeout: 5 * time.Second,
+		Log: slog.New(slog.DiscardHandler), DrainTimeout: 5 * time.Second,
 	}
 	o.Config.Pools = []config.Pool{sim.Pool}
 	a, err := app.Start(o)
