@@ -181,11 +181,28 @@ func (a *App) Close() error {
 	err := a.public.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
 		a.log.Warn("drain timeout: cutting open requests", "open", a.fleet.openRequests())
-		err = a.public.Close()
+		err = a.cut()
 	}
 	err = errors.Join(err, a.admin.Close())
 	a.servers.Wait()
 	return errors.Join(err, a.closePools())
+}
+
+// lastWord is how long the clients of cut requests have to hear of it.
+const lastWord = time.Second
+
+// cut ends the requests that outlived the drain timeout, each with an error for
+// its client.
+func (a *App) cut() error {
+	for _, p := range a.fleet.all() {
+		p.Cut()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lastWord)
+	defer cancel()
+	if err := a.public.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return a.public.Close()
 }
 
 // closePools ends what openPools began.

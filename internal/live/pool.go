@@ -105,6 +105,21 @@ func (p *Pool) Close() {
 	}
 }
 
+// Cut closes the pool and cancels the attempts under way, so that their clients
+// are told at once.
+func (p *Pool) Cut() {
+	p.Close()
+	p.mu.Lock()
+	var cancels []func()
+	for _, t := range p.tickets {
+		if t.cancel != nil {
+			cancels = append(cancels, t.cancel)
+		}
+	}
+	p.mu.Unlock()
+	run(cancels)
+}
+
 // Now returns the present instant on the pool's clock.
 func (p *Pool) Now() fleet.Time { return fleet.Time(time.Since(p.start)) }
 
