@@ -15,13 +15,14 @@ const (
 	OutDraining         // leaving: finishes what it has
 	OutTried            // this request has failed there already
 	OutRole             // serves another phase
+	OutOwner            // another endpoint holds what this request continues
 	verdicts
 )
 
 // Verdicts is the number of verdicts, for tables indexed by one.
 const Verdicts = int(verdicts)
 
-var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role"}
+var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner"}
 
 // String returns the verdict's name.
 func (v Verdict) String() string { return nameOf(verdictNames[:], int(v)) }
@@ -53,9 +54,11 @@ type Decision struct {
 	Attempt  int // 1 for the first
 	At       Time
 	Policy   string
+	Terms    Terms
 	Prompt   Tokens        // prompt tokens as estimated at arrival
 	Queued   time.Duration // time from arrival to this decision
 	Chosen   EndpointID
+	Shadow   EndpointID    // where the shadow policy would have sent it; NoEndpoint without one
 	RunnerUp EndpointID    // NoEndpoint when there was no other candidate
 	Margin   float64       // score of the chosen minus score of the runner-up
 	Counts   [Verdicts]int // endpoints by verdict, all of them
@@ -82,6 +85,7 @@ type EndpointState struct {
 	Cached     Tokens        // tokens the prefix index believes cached
 	Requests   uint64        // attempts dispatched
 	Failures   uint64        // attempts failed
+	Shadowed   uint64        // attempts the shadow policy would have dispatched
 }
 
 // Snapshot is the state of one pool at one instant.

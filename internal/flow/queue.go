@@ -146,6 +146,15 @@ func (q *Queue) After(req fleet.ReqID) (Item, bool) {
 	return q.elems[q.elems[i].next].Item, true
 }
 
+// Before returns the item ahead of a given one and leaves it.
+func (q *Queue) Before(req fleet.ReqID) (Item, bool) {
+	i, ok := q.byReq[req]
+	if !ok || q.elems[i].prev == none {
+		return Item{}, false
+	}
+	return q.elems[q.elems[i].prev].Item, true
+}
+
 // Last returns the last item and leaves it.
 func (q *Queue) Last() (Item, bool) {
 	if q.tail == none {

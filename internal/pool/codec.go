@@ -143,6 +143,8 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Tokens(ev.Prompt)
 	e.Tokens(ev.MaxOut)
 	e.Float(ev.KeyTokens)
+	encodeTerms(e, ev.Terms)
+	e.Uint(uint64(ev.Owner))
 	e.Uint(uint64(len(ev.Chain)))
 	for _, k := range ev.Chain {
 		e.Fixed(uint64(k))
@@ -152,12 +154,26 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 func decodeArrive(d *journal.Decoder) *Arrive {
 	ev := &Arrive{
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
+		Terms: decodeTerms(d), Owner: endpointID(d),
 	}
 	const keyBytes = 8
 	for range d.Len(keyBytes) {
 		ev.Chain = append(ev.Chain, kv.Key(d.Fixed()))
 	}
 	return ev
+}
+
+func encodeTerms(e *journal.Encoder, t fleet.Terms) {
+	e.Fixed(uint64(t.Tenant))
+	e.Int(int64(t.Priority))
+	e.Duration(t.SLO.TTFT)
+	e.Duration(t.SLO.TPOT)
+}
+
+func decodeTerms(d *journal.Decoder) fleet.Terms {
+	return fleet.Terms{
+		Tenant: fleet.Tenant(d.Fixed()), Priority: int(d.Int()), SLO: fleet.SLO{TTFT: d.Duration(), TPOT: d.Duration()},
+	}
 }
 
 func encodeLeg(e *journal.Encoder, ev *Leg) {
@@ -206,9 +222,11 @@ func EncodeActions(e *journal.Encoder, actions []Action) {
 func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 	e.Int(int64(d.At))
 	e.Bytes([]byte(d.Policy))
+	encodeTerms(e, d.Terms)
 	e.Tokens(d.Prompt)
 	e.Duration(d.Queued)
 	e.Uint(uint64(d.RunnerUp))
+	e.Uint(uint64(d.Shadow))
 	e.Float(d.Margin)
 	for _, n := range d.Counts {
 		e.Int(int64(n))

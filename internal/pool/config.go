@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 
 	"penstock.dev/penstock/internal/flow"
@@ -13,6 +14,7 @@ import (
 // the package that uses it. It is journaled with Configure.
 type Config struct {
 	Policy  route.Spec    `json:"policy"`  // how an endpoint is chosen
+	Shadow  route.Spec    `json:"shadow"`  // a second policy that decides beside the first, on the same views, and moves nothing
 	Signals route.Signals `json:"signals"` // how far gauges are trusted
 	Queue   flow.Config   `json:"queue"`   // who may wait, and how long
 	Room    flow.Room     `json:"room"`    // how much may stand at one endpoint
@@ -45,6 +47,13 @@ func (c Config) Validate() []error {
 	if _, err := route.New(c.Policy); err != nil {
 		errs = append(errs, fmt.Errorf("policy.%w", err))
 	}
+	if c.Shadow.Name != "" {
+		if _, err := route.New(c.Shadow); err != nil {
+			errs = append(errs, fmt.Errorf("shadow.%w", err))
+		}
+	} else if len(c.Shadow.Weights) > 0 {
+		errs = append(errs, errors.New("shadow.name: is empty, but weights are given"))
+	}
 	under("signals", c.Signals.Validate())
 	under("queue", c.Queue.Validate())
 	under("room", c.Room.Validate())
@@ -57,6 +66,7 @@ func (c Config) Validate() []error {
 // Deps are the deciders a brain composes, made from its configuration.
 type Deps struct {
 	Policy  route.Policy
+	Shadow  route.Policy // nil for none
 	Queue   *flow.Queue
 	Retries *flow.Budget
 	Index   *kv.Index
@@ -69,8 +79,15 @@ func Assemble(c Config) (Deps, error) {
 	if err != nil {
 		return Deps{}, fmt.Errorf("policy.%w", err)
 	}
+	var shadow route.Policy
+	if c.Shadow.Name != "" {
+		if shadow, err = route.New(c.Shadow); err != nil {
+			return Deps{}, fmt.Errorf("shadow.%w", err)
+		}
+	}
 	return Deps{
 		Policy:  p,
+		Shadow:  shadow,
 		Queue:   flow.New(c.Queue),
 		Retries: flow.NewBudget(c.Retry),
 		Index:   kv.NewIndex(c.Index.Keys(0)),

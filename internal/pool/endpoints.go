@@ -16,6 +16,10 @@ func (b *Brain) onConfigure(ev *Configure, out []Action) []Action {
 		// here the old one stays rather than leaving the pool without any.
 		b.deps.Policy = p
 	}
+	b.deps.Shadow = nil
+	if p, err := route.New(ev.Config.Shadow); err == nil {
+		b.deps.Shadow = p
+	}
 	b.config = ev.Config
 	b.deps.Queue.SetConfig(ev.Config.Queue)
 	b.deps.Retries.SetConfig(ev.Config.Retry)
@@ -98,7 +102,7 @@ func (b *Brain) grow(n int) {
 	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.KVTokens, v.Cached, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
-	b.plan.Score = make([]float64, n)
+	b.plan.Score, b.shadow.plan.Score = make([]float64, n), make([]float64, n)
 	b.depth = make([]int32, n)
 	b.verdict = make([]fleet.Verdict, n)
 }

@@ -60,6 +60,10 @@ type Arrive struct {
 	MaxOut    fleet.Tokens // output limit; 0 when the request sets none
 	Chain     []kv.Key
 	KeyTokens float64 // prompt tokens each key of Chain covers
+	Terms     fleet.Terms
+	// Owner is the only endpoint that can serve the request, since it holds what
+	// the request continues; NoEndpoint when any can.
+	Owner fleet.EndpointID
 }
 
 // Leg reports progress of one attempt of a request.

@@ -20,6 +20,7 @@ type Brain struct {
 	config Config
 	deps   Deps
 	rand   *stat.Rand
+	shadow shadow
 
 	requests  map[fleet.ReqID]*request
 	endpoints []endpoint // by slot; slots of endpoints that left are reused
@@ -77,14 +78,14 @@ type endpoint struct {
 	backlog  fleet.Tokens
 	active   fleet.Tokens
 
-	dispatched, failed uint64
+	dispatched, failed, shadowed uint64
 }
 
 // New returns a brain with no endpoints. Equal configurations, dependencies in
 // equal state and equal seeds give equal brains.
 func New(c Config, d Deps, seed uint64) *Brain {
 	return &Brain{
-		config: c, deps: d, rand: stat.NewRand(seed, "route"),
+		config: c, deps: d, rand: stat.NewRand(seed, "route"), shadow: shadow{rand: stat.NewRand(seed, "shadow")},
 		requests: map[fleet.ReqID]*request{}, slots: map[fleet.EndpointID]int{},
 	}
 }
@@ -148,7 +149,7 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 			ID: e.Endpoint.Endpoint, Gen: e.Gen, Role: e.Role, Limits: e.limits, Draining: e.Change == EndpointDrain,
 			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: e.backlog, Active: e.active,
 			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.cached(i),
-			Requests: e.dispatched, Failures: e.failed,
+			Requests: e.dispatched, Failures: e.failed, Shadowed: e.shadowed,
 		}
 		if b.deps.Health.State(i) == health.Ejected && b.deps.Health.NextProbe(i) != fleet.Never {
 			s.EjectedFor = max(b.deps.Health.NextProbe(i).Sub(b.now), 0)

@@ -18,8 +18,11 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	d := b.records[b.used]
 	b.used++
 	*d = fleet.Decision{
-		Req: r.Req, Attempt: r.attempts, At: b.now, Policy: b.config.Policy.Name, Prompt: r.Prompt,
+		Req: r.Req, Attempt: r.attempts, At: b.now, Policy: b.config.Policy.Name, Terms: r.Terms, Prompt: r.Prompt,
 		Queued: b.now.Sub(r.arrived), Chosen: b.view.ID[b.plan.Chosen], Candidates: d.Candidates[:0],
+	}
+	if b.shadow.plan.Chosen >= 0 && b.deps.Shadow != nil {
+		d.Shadow = b.view.ID[b.shadow.plan.Chosen]
 	}
 	present := 0
 	for i := range b.endpoints {

@@ -23,7 +23,7 @@ func (b *Brain) onArrive(ev *Arrive, out []Action) []Action {
 	if !b.newWait() && b.judge(r) > 0 {
 		return b.place(r, out)
 	}
-	if b.noneFit() {
+	if b.noneFit() || r.Owner != fleet.NoEndpoint && b.judge(r) == 0 && !b.mayWait() {
 		b.tally.Shed++
 		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseNoEndpoint, RetryAfter: b.untilProbe()})
 		b.forget(r)
@@ -137,9 +137,10 @@ func (b *Brain) retryAfter(f fleet.Failure) time.Duration {
 	return 0
 }
 
-// pump sends waiting requests while there is room. One that waits to be tried
-// elsewhere than where it failed is passed over while room is only there; one
-// that may go anywhere and cannot speaks for all behind it.
+// pump sends waiting requests while there is room. One that waits for certain
+// endpoints, since it failed at the others or has an owner, is passed over while
+// room is elsewhere; one that may go anywhere and cannot speaks for all behind
+// it.
 func (b *Brain) pump(out []Action) []Action {
 	it, ok := b.deps.Queue.Peek()
 	for ok {
@@ -152,7 +153,7 @@ func (b *Brain) pump(out []Action) []Action {
 		case !b.mayWait():
 			b.deps.Queue.Take(b.now, it.Req)
 			out = b.giveUp(r, out)
-		case len(r.tried) == 0:
+		case r.free():
 			return out
 		}
 		it, ok = next, more
@@ -160,12 +161,18 @@ func (b *Brain) pump(out []Action) []Action {
 	return out
 }
 
-// newWait reports whether requests wait that have not failed anywhere yet. They
-// arrived after all that have, so the last is one of them if any is.
+// newWait reports whether requests wait that may go anywhere. Who comes after
+// them queues up; the few that wait for certain endpoints hold nobody up.
 func (b *Brain) newWait() bool {
 	it, ok := b.deps.Queue.Last()
-	return ok && len(b.requests[it.Req].tried) == 0
+	for ok && !b.requests[it.Req].free() {
+		it, ok = b.deps.Queue.Before(it.Req)
+	}
+	return ok
 }
+
+// free reports whether r may go to any endpoint.
+func (r *request) free() bool { return len(r.tried) == 0 && r.Owner == fleet.NoEndpoint }
 
 // giveUp refuses a request that waited until no endpoint was left for it.
 func (b *Brain) giveUp(r *request, out []Action) []Action {
@@ -204,6 +211,8 @@ func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 		return fleet.OutRole
 	case e.Change == EndpointDrain:
 		return fleet.OutDraining
+	case r.Owner != fleet.NoEndpoint && r.Owner != e.Endpoint.Endpoint:
+		return fleet.OutOwner
 	case slices.Contains(r.tried, e.Endpoint.Endpoint):
 		return fleet.OutTried
 	case state == health.Ejected:
@@ -262,6 +271,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	slot := b.plan.Chosen
 	e := &b.endpoints[slot]
 	r.attempts++
+	b.consultShadow(slot)
 	r.slot = slot
 	record := b.writeRecord(r)
 	e.dispatched++

@@ -22,12 +22,12 @@ import (
 //	pool [policy=P] [queue=N] [wait=D] [inflight=N] [attempts=N]   a new brain
 //	up|drain|gone id=N [gen=N] [kv=N] [seqs=N]                     an endpoint
 //	sample id=N [running=N] [waiting=N] [usage=F] [fail=connect]   gauges
-//	arrive r=N [prompt=N] [chain=letters]                          a request
+//	arrive r=N [prompt=N] [chain=letters] [owner=N]                a request
 //	sent|first|progress|done|fail r=N [a=N] [out=N] [kind=K] [committed]
 //	gone-client r=N
 //	probed id=N ok=true
 //	tick
-//	wake, tally, view                                              questions
+//	wake, tally, view, shadow                                              questions
 //
 // Every command takes t=D, the time since the start; time stands still without.
 func TestScripts(t *testing.T) {
@@ -61,6 +61,9 @@ func (s *script) run(t *testing.T, td *datadriven.TestData) string {
 		return fmt.Sprintf("%+v\n", s.b.Tally())
 	case "view":
 		return s.view()
+	case "shadow":
+		y, _ := s.b.Shadow()
+		return fmt.Sprintf("%+v\n", y)
 	}
 	return s.print(s.b.Step(s.now, s.event(t, td), nil))
 }
@@ -68,6 +71,7 @@ func (s *script) run(t *testing.T, td *datadriven.TestData) string {
 func (s *script) brain(t *testing.T, td *datadriven.TestData) *Brain {
 	c := Default()
 	c.Policy = route.Spec{Name: arg(td, "policy", "least-request")}
+	c.Shadow.Name = arg(td, "shadow", "")
 	c.Queue.MaxRequests = number(t, td, "queue", 10)
 	c.Queue.MaxWait = duration(t, arg(td, "wait", "10s"))
 	c.Room.MaxInFlight = number(t, td, "inflight", 100)
@@ -105,6 +109,7 @@ func (s *script) event(t *testing.T, td *datadriven.TestData) Event {
 		return &Arrive{
 			Req: req, Prompt: fleet.Tokens(number(t, td, "prompt", 1000)), Chain: letterChain(letters),
 			KeyTokens: float64(number(t, td, "prompt", 1000)) / float64(max(len(letters), 1)),
+			Owner:     fleet.EndpointID(number(t, td, "owner", 0)),
 		}
 	case "first", "progress", "done", "fail":
 		phase := map[string]fleet.Phase{
@@ -137,6 +142,9 @@ func (s *script) print(actions []Action) string {
 			fmt.Fprintf(&b, "dispatch r%d attempt %d to %d", a.Req, a.Attempt, a.Endpoint)
 			d := a.Decision
 			fmt.Fprintf(&b, " (queued %v, runner-up %d by %.4g)", d.Queued, d.RunnerUp, d.Margin)
+			if d.Shadow != fleet.NoEndpoint {
+				fmt.Fprintf(&b, " shadow %d", d.Shadow)
+			}
 			for _, c := range d.Candidates {
 				fmt.Fprintf(&b, "\n  %d %v matched %d backlog %d in flight %d score %.4g ttft %v", c.Endpoint, c.Verdict, c.Matched, c.Backlog, c.InFlight, c.Score, c.TTFT.Round(time.Millisecond))
 			}
