@@ -286,6 +286,13 @@ func (p *Pool) View(dst *fleet.Snapshot) {
 	dst.At = p.Now()
 }
 
+// Shadow returns how a shadow policy compares, and false without one.
+func (p *Pool) Shadow() (pool.ShadowTally, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.brain.Shadow()
+}
+
 // Tally returns the request counts.
 func (p *Pool) Tally() pool.Tally {
 	p.mu.Lock()

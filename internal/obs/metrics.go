@@ -131,22 +131,25 @@ func (m *Metrics) Ejected(pool, endpoint string, state health.State, cause fleet
 type poolCollector struct{ pools func() []*live.Pool }
 
 var (
-	descState    = prometheus.NewDesc("penstock_pool_requests_total", "Requests by what became of them; arrived is all of them.", []string{"pool", "state"}, nil)
-	descQueued   = prometheus.NewDesc("penstock_pool_queued", "Requests that wait in the queue.", []string{"pool"}, nil)
-	descOpen     = prometheus.NewDesc("penstock_pool_in_flight", "Requests at endpoints.", []string{"pool"}, nil)
-	descInFlight = prometheus.NewDesc("penstock_endpoint_in_flight", "Requests dispatched and not ended, by the ledger.", []string{"pool", "endpoint"}, nil)
-	descBacklog  = prometheus.NewDesc("penstock_endpoint_backlog_tokens", "Prompt tokens dispatched and not yet answered with a first token.", []string{"pool", "endpoint"}, nil)
-	descActive   = prometheus.NewDesc("penstock_endpoint_active_tokens", "Tokens of context in use, by the ledger.", []string{"pool", "endpoint"}, nil)
-	descCached   = prometheus.NewDesc("penstock_endpoint_believed_cached_tokens", "Prompt tokens believed cached.", []string{"pool", "endpoint"}, nil)
-	descFit      = prometheus.NewDesc("penstock_endpoint_fit", "1 healthy, 0.5 on trial, 0 ejected.", []string{"pool", "endpoint"}, nil)
-	descAge      = prometheus.NewDesc("penstock_endpoint_sample_age_seconds", "Age of the gauges; absent when never read.", []string{"pool", "endpoint"}, nil)
-	descSent     = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
-	descFailed   = prometheus.NewDesc("penstock_endpoint_failed_attempts_total", "Attempts that failed.", []string{"pool", "endpoint"}, nil)
+	descState        = prometheus.NewDesc("penstock_pool_requests_total", "Requests by what became of them; arrived is all of them.", []string{"pool", "state"}, nil)
+	descShadow       = prometheus.NewDesc("penstock_shadow_decisions_total", "Placements a shadow policy decided too: all, and those it would have sent elsewhere.", []string{"pool", "decided"}, nil)
+	descShadowTokens = prometheus.NewDesc("penstock_shadow_tokens_total", "Prompt tokens believed cached where requests went (live), where the shadow policy would have sent them (shadow), and all prompt tokens (prompt).", []string{"pool", "kind"}, nil)
+	descShadowed     = prometheus.NewDesc("penstock_shadow_endpoint_attempts_total", "Attempts the shadow policy would have dispatched, by endpoint: its hot spots.", []string{"pool", "endpoint"}, nil)
+	descQueued       = prometheus.NewDesc("penstock_pool_queued", "Requests that wait in the queue.", []string{"pool"}, nil)
+	descOpen         = prometheus.NewDesc("penstock_pool_in_flight", "Requests at endpoints.", []string{"pool"}, nil)
+	descInFlight     = prometheus.NewDesc("penstock_endpoint_in_flight", "Requests dispatched and not ended, by the ledger.", []string{"pool", "endpoint"}, nil)
+	descBacklog      = prometheus.NewDesc("penstock_endpoint_backlog_tokens", "Prompt tokens dispatched and not yet answered with a first token.", []string{"pool", "endpoint"}, nil)
+	descActive       = prometheus.NewDesc("penstock_endpoint_active_tokens", "Tokens of context in use, by the ledger.", []string{"pool", "endpoint"}, nil)
+	descCached       = prometheus.NewDesc("penstock_endpoint_believed_cached_tokens", "Prompt tokens believed cached.", []string{"pool", "endpoint"}, nil)
+	descFit          = prometheus.NewDesc("penstock_endpoint_fit", "1 healthy, 0.5 on trial, 0 ejected.", []string{"pool", "endpoint"}, nil)
+	descAge          = prometheus.NewDesc("penstock_endpoint_sample_age_seconds", "Age of the gauges; absent when never read.", []string{"pool", "endpoint"}, nil)
+	descSent         = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
+	descFailed       = prometheus.NewDesc("penstock_endpoint_failed_attempts_total", "Attempts that failed.", []string{"pool", "endpoint"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descSent, descFailed} {
+	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descSent, descFailed} {
 		ch <- d
 	}
 }
@@ -167,6 +170,14 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 		} {
 			count(descState, n, p.Name(), state)
 		}
+		s, shadowed := p.Shadow()
+		if shadowed {
+			count(descShadow, s.Decisions, p.Name(), "all")
+			count(descShadow, s.Disagreed, p.Name(), "elsewhere")
+			count(descShadowTokens, uint64(s.LiveMatched), p.Name(), "live")
+			count(descShadowTokens, uint64(s.ShadowMatched), p.Name(), "shadow")
+			count(descShadowTokens, uint64(s.Prompt), p.Name(), "prompt")
+		}
 		gauge(descQueued, float64(y.Queued), p.Name())
 		gauge(descOpen, float64(y.InFlight), p.Name())
 		p.View(&snap)
@@ -182,6 +193,9 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 			count(descSent, e.Requests, p.Name(), name)
 			count(descFailed, e.Failures, p.Name(), name)
+			if shadowed {
+				count(descShadowed, e.Shadowed, p.Name(), name)
+			}
 		}
 	}
 }
