@@ -15,6 +15,7 @@ import (
 	"penstock.dev/penstock/internal/bench"
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/obs"
 	"penstock.dev/penstock/internal/pool"
@@ -39,7 +40,7 @@ type portFlags struct {
 type fleetFlags struct {
 	Config    string `type:"existingfile" placeholder:"FILE" help:"Fleet file; see penstock check."`
 	Endpoints string `placeholder:"URL,URL" help:"Engines by base URL, without a file; their models are asked of them."`
-	Dialect   string `enum:"vllm,openai" default:"vllm" help:"How the --endpoints are spoken to: vllm or openai."`
+	Dialect   string `enum:"${dialects}" default:"auto" help:"How the --endpoints are spoken to: ${enum}."`
 	Policy    string `placeholder:"NAME" help:"Routing policy without a file: ${policies} (default ${policy})."`
 }
 
@@ -235,5 +236,5 @@ func trafficShape() *workload.SharedPrefix {
 
 // helpVars fill in what help texts say of the policies.
 func helpVars() kong.Vars {
-	return kong.Vars{"policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
+	return kong.Vars{"dialects": strings.Join(engine.DialectNames(), ","), "policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
 }

@@ -68,7 +68,7 @@ type Pool struct {
 	Name string `json:"name"`
 	// Model is what clients ask for. Required.
 	Model string `json:"model"`
-	// Dialect is how the engines are spoken to: vllm or openai.
+	// Dialect is how the engines are spoken to; auto asks each what it is.
 	Dialect string `json:"dialect"`
 	// Endpoints are the servers. At least one.
 	Endpoints []Endpoint `json:"endpoints"`

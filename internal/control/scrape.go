@@ -18,8 +18,9 @@ import (
 // Engines is what the loops ask of the engine client.
 type Engines interface {
 	// Scrape reads an endpoint's gauges; buf is scratch memory, returned for
-	// reuse.
-	Scrape(ctx context.Context, d engine.Dialect, base string, buf []byte) (fleet.Gauges, fleet.Failure, []byte, error)
+	// reuse. A reading without any gauge says that the endpoint tells none and
+	// seems fit.
+	Scrape(ctx context.Context, d engine.Dialect, base string, buf []byte) (engine.Reading, fleet.Failure, []byte, error)
 	// Healthy returns nil when the endpoint can serve.
 	Healthy(ctx context.Context, d engine.Dialect, base string) error
 }
@@ -77,15 +78,10 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 func (l *Loops) read(ctx context.Context, e live.Endpoint, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	defer cancel()
-	if l.Dialect.Metrics == "" {
-		err := l.Engines.Healthy(ctx, l.Dialect, e.URL)
-		if err != nil && engine.Classify(err) == fleet.FailConnect {
-			l.Pool.Sampled(e, l.Pool.Now(), fleet.Gauges{}, fleet.FailConnect)
-		}
-		return buf, err
+	r, failure, buf, err := l.Engines.Scrape(ctx, l.Dialect, e.URL, buf)
+	if r.Known != 0 || failure != fleet.FailNone {
+		l.Pool.Sampled(e, l.Pool.Now(), r.Gauges, failure)
 	}
-	g, failure, buf, err := l.Engines.Scrape(ctx, l.Dialect, e.URL, buf)
-	l.Pool.Sampled(e, l.Pool.Now(), g, failure)
 	return buf, err
 }
 

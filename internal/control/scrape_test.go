@@ -22,12 +22,12 @@ type fakeEngines struct {
 	down            atomic.Bool
 }
 
-func (f *fakeEngines) Scrape(_ context.Context, _ engine.Dialect, _ string, buf []byte) (fleet.Gauges, fleet.Failure, []byte, error) {
+func (f *fakeEngines) Scrape(_ context.Context, _ engine.Dialect, _ string, buf []byte) (engine.Reading, fleet.Failure, []byte, error) {
 	f.scrapes.Add(1)
 	if f.down.Load() {
-		return fleet.Gauges{}, fleet.FailConnect, buf, errors.New("refused")
+		return engine.Reading{}, fleet.FailConnect, buf, errors.New("refused")
 	}
-	return fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownWaiting, Running: 2}, fleet.FailNone, buf, nil
+	return engine.Reading{Gauges: fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownWaiting, Running: 2}}, fleet.FailNone, buf, nil
 }
 
 func (f *fakeEngines) Healthy(context.Context, engine.Dialect, string) error {

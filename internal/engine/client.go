@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -17,49 +17,13 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// Dialect is how a kind of engine is spoken to.
-type Dialect struct {
-	Name    string
-	Metrics string // path of the metrics page; "" for none
-	Health  string // path that answers 2xx while the engine is fit
-	Speaks  API    // what it can be asked
-}
-
-// dialects are the kinds of engine known.
-var dialects = []Dialect{
-	{
-		Name: "vllm", Metrics: "/metrics", Health: "/health",
-		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APIRerank | APIScore | APIAudio,
-	},
-	{
-		Name: "openai", Health: "/v1/models",
-		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
-	},
-}
-
-// DialectNames returns the names DialectByName knows.
-func DialectNames() []string {
-	var names []string
-	for _, d := range dialects {
-		names = append(names, d.Name)
-	}
-	return names
-}
-
-// DialectByName returns a dialect.
-func DialectByName(name string) (Dialect, error) {
-	for _, d := range dialects {
-		if d.Name == name {
-			return d, nil
-		}
-	}
-	return Dialect{}, fmt.Errorf("no dialect %q; known: %s", name, strings.Join(DialectNames(), ", "))
-}
-
 // Options tune a Client. Zero fields take the defaults of NewClient.
 type Options struct {
 	ConnectTimeout time.Duration // to establish a connection; default 2 s
 	ControlTimeout time.Duration // for metrics, health and model lists; default 2 s
+	Access         *Access       // what engines are shown and whom we trust; nil for nothing and the system's authorities
+	HTTP2          string        // HTTP2Auto (default), HTTP2Off or HTTP2Prior
+	Log            *slog.Logger  // told what engines are found to be; nil for none
 }
 
 // Client speaks with any number of engines over pooled connections. It is safe
@@ -67,6 +31,9 @@ type Options struct {
 type Client struct {
 	data    *http.Transport // requests of clients: no limit but the context's
 	control *http.Client    // metrics and health: short
+	access  *Access
+	log     *slog.Logger
+	seen    sights
 }
 
 // NewClient returns a client. Close frees its idle connections.
@@ -77,17 +44,37 @@ func NewClient(o Options) *Client {
 	if o.ControlTimeout <= 0 {
 		o.ControlTimeout = 2 * time.Second
 	}
-	dial := (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
-	transport := func() *http.Transport {
-		return &http.Transport{
-			DialContext: dial, DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: idleConn,
-			TLSHandshakeTimeout: o.ConnectTimeout, ReadBufferSize: 16 << 10, WriteBufferSize: 16 << 10,
-		}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Client{
-		data:    transport(),
-		control: &http.Client{Transport: transport(), Timeout: o.ControlTimeout, CheckRedirect: noRedirect},
+		data: o.transport(), access: o.Access, log: o.Log,
+		control: &http.Client{Transport: o.transport(), Timeout: o.ControlTimeout, CheckRedirect: noRedirect},
 	}
+}
+
+// transport returns connections of their own for one kind of use.
+func (o Options) transport() *http.Transport {
+	t := &http.Transport{
+		DialContext:        (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: idleConn,
+		TLSHandshakeTimeout: o.ConnectTimeout, ReadBufferSize: 16 << 10, WriteBufferSize: 16 << 10,
+		Protocols: new(http.Protocols),
+	}
+	switch o.HTTP2 {
+	case HTTP2Off:
+		t.Protocols.SetHTTP1(true)
+	case HTTP2Prior:
+		t.Protocols.SetHTTP2(true)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	default:
+		t.Protocols.SetHTTP1(true)
+		t.Protocols.SetHTTP2(true)
+	}
+	if o.Access != nil {
+		t.TLSClientConfig = o.Access.tls.Clone()
+	}
+	return t
 }
 
 // idleConn is how long an unused connection is kept. Uvicorn, which vLLM and
@@ -107,10 +94,14 @@ func (c *Client) Close() {
 
 // Send posts a request's body, as it came, and returns the engine's answer.
 // Cancelling ctx, also after Send has returned, closes the connection, which
-// tells the engine to stop. On failure it says what kind.
+// tells the engine to stop. The header is the client's to keep: credentials are
+// added to it. On failure it says what kind.
 func (c *Client) Send(ctx context.Context, base, path string, header http.Header, body []byte) (*http.Response, fleet.Failure, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, bytes.NewReader(body))
 	if err != nil {
+		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
+	}
+	if err := c.access.apply(header); err != nil {
 		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
 	}
 	req.Header = header
@@ -165,74 +156,6 @@ func ClassifyStatus(status int) fleet.Failure {
 		return fleet.FailClient
 	}
 	return fleet.FailStatus // 5xx, and 1xx or 3xx that no engine should send
-}
-
-// maxMetricsPage is the largest metrics page read; a real one has 30 to 100 KB.
-const maxMetricsPage = 8 << 20
-
-// ErrNoGauges says that a metrics page came but had none of the gauges known.
-var ErrNoGauges = errors.New("the metrics page has none of the gauges this dialect reads")
-
-// Scrape reads an engine's gauges. buf is scratch memory, returned for reuse.
-func (c *Client) Scrape(ctx context.Context, d Dialect, base string, buf []byte) (fleet.Gauges, fleet.Failure, []byte, error) {
-	resp, err := c.get(ctx, base+d.Metrics)
-	if err != nil {
-		return fleet.Gauges{}, Classify(err), buf, fmt.Errorf("scrape %s: %w", base, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fleet.Gauges{}, fleet.FailStatus, buf, fmt.Errorf("scrape %s: status %d", base, resp.StatusCode)
-	}
-	buf, err = readInto(buf[:0], resp.Body, maxMetricsPage)
-	if err != nil {
-		return fleet.Gauges{}, fleet.FailGarbage, buf, fmt.Errorf("scrape %s: %w", base, err)
-	}
-	g, ok := ReadMetrics(buf)
-	if !ok {
-		return g, fleet.FailGarbage, buf, fmt.Errorf("scrape %s: %w", base, ErrNoGauges)
-	}
-	return g, fleet.FailNone, buf, nil
-}
-
-// Healthy asks whether an engine is fit.
-func (c *Client) Healthy(ctx context.Context, d Dialect, base string) error {
-	resp, err := c.get(ctx, base+d.Health)
-	if err != nil {
-		return fmt.Errorf("health of %s: %w", base, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return fmt.Errorf("health of %s: status %d", base, resp.StatusCode)
-	}
-	return nil
-}
-
-func (c *Client) get(ctx context.Context, u string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
-	if err != nil {
-		return nil, err
-	}
-	return c.control.Do(req)
-}
-
-// readInto appends r to buf, at most limit bytes in all.
-func readInto(buf []byte, r io.Reader, limit int) ([]byte, error) {
-	for {
-		if len(buf) == cap(buf) {
-			buf = append(buf, make([]byte, max(cap(buf), 32<<10))...)[:len(buf)]
-		}
-		n, err := r.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		if len(buf) > limit {
-			return buf, fmt.Errorf("the answer is larger than %d bytes", limit)
-		}
-		if err == io.EOF {
-			return buf, nil
-		}
-		if err != nil {
-			return buf, err
-		}
-	}
 }
 
 // CheckURL refuses what cannot be an engine's base URL and returns it without a

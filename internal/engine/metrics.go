@@ -2,109 +2,189 @@ package engine
 
 import (
 	"bytes"
-	"math"
 
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// gauge is something a dialect's metrics tell.
-type gauge uint8
-
-const (
-	running gauge = iota
-	waiting
-	kvUsage
-	cacheConfig
-)
-
-// vllmSeries are the names of vLLM's gauges, older ones that were replaced
-// included.
-var vllmSeries = []struct {
-	name string
-	is   gauge
-}{
-	{"vllm:num_requests_running", running},
-	{"vllm:num_requests_waiting", waiting},
-	{"vllm:kv_cache_usage_perc", kvUsage},
-	{"vllm:gpu_cache_usage_perc", kvUsage},
-	{"vllm:cache_config_info", cacheConfig},
+// Reading is what one metrics page said.
+type Reading struct {
+	fleet.Gauges
+	// Adapters are the LoRA adapters at work; zero when the engine tells none.
+	Adapters fleet.Adapters
+	// Missing are the gauges that the dialect knows of and the page did not have.
+	// They are unknown, not zero.
+	Missing fleet.Known
 }
 
-// take adds one sample. Counts of several engine processes behind one port add
-// up; usage is that of the fullest.
-func take(g *fleet.Gauges, is gauge, labels []byte, v float64) {
-	switch is {
-	case running:
-		g.Running += int(v)
-		g.Known |= fleet.KnownRunning
-	case waiting:
-		g.Waiting += int(v)
-		g.Known |= fleet.KnownWaiting
-	case kvUsage:
-		g.KVUsage = max(g.KVUsage, v)
-		g.Known |= fleet.KnownKVUsage
-	case cacheConfig:
-		blocks, ok1 := number(label(labels, "num_gpu_blocks"))
-		block, ok2 := number(label(labels, "block_size"))
-		if ok1 && ok2 && blocks >= 1 && block >= 1 && blocks < maxGauge && block < maxGauge {
-			g.KVBlocks += int(blocks)
-			g.KVBlock = fleet.Tokens(block)
-			g.Known |= fleet.KnownKVCapacity
-		}
-	}
-}
-
-// ReadMetrics reads the gauges it knows from a Prometheus text page in one
+// Read reads the gauges a dialect knows from a Prometheus text page in one
 // pass, without allocating. What the page does not have, or has as NaN, stays
 // unknown. It reports false when the page has none of them.
-func ReadMetrics(page []byte) (fleet.Gauges, bool) {
-	var g fleet.Gauges
-	for len(page) > 0 {
-		line := page
-		if n := bytes.IndexByte(page, '\n'); n >= 0 {
-			line, page = page[:n], page[n+1:]
+func (d Dialect) Read(text []byte) (Reading, bool) {
+	if d.page == nil {
+		return Reading{}, false
+	}
+	r := reader{page: d.page}
+	for len(text) > 0 {
+		line := text
+		if n := bytes.IndexByte(text, '\n'); n >= 0 {
+			line, text = text[:n], text[n+1:]
 		} else {
-			page = nil
+			text = nil
 		}
-		if len(line) == 0 || line[0] != 'v' {
+		if len(line) == 0 || line[0] != d.page.prefix[0] {
 			continue // comments and other families
 		}
-		readLine(&g, line)
+		r.line(line)
 	}
-	return g, g.Known != 0
+	return r.finish()
 }
 
-func readLine(g *fleet.Gauges, line []byte) {
-	for i := range vllmSeries {
-		s := &vllmSeries[i]
-		if len(line) <= len(s.name) || string(line[:len(s.name)]) != s.name {
+// reader gathers the samples of one page.
+type reader struct {
+	page     *page
+	value    [gauges]float64
+	rank     [gauges]uint8
+	seen     [gauges]bool
+	adapters fleet.Adapters
+	told     float64 // when the adapters were
+}
+
+// line reads one sample, if it is of a family that the page's table has.
+func (r *reader) line(line []byte) {
+	prefix := r.page.prefix
+	if len(line) <= len(prefix) || string(line[:len(prefix)]) != prefix {
+		return
+	}
+	line = line[len(prefix):]
+	for i := range r.page.series {
+		s := &r.page.series[i]
+		if line[0] != s.name[0] || len(line) <= len(s.name) || string(line[:len(s.name)]) != s.name {
 			continue
 		}
 		rest := line[len(s.name):]
-		var labels []byte
-		if rest[0] == '{' {
-			end := labelsEnd(rest)
-			if end < 0 {
-				return
-			}
-			labels, rest = rest[1:end], rest[end+1:]
-		} else if rest[0] != ' ' && rest[0] != '\t' {
+		if rest[0] != '{' && rest[0] != ' ' && rest[0] != '\t' {
 			continue // a longer name
 		}
-		rest = bytes.TrimLeft(rest, " \t")
-		if sp := bytes.IndexAny(rest, " \t\r"); sp >= 0 {
-			rest = rest[:sp] // a timestamp follows
-		}
-		if v, ok := number(rest); ok && v >= 0 && v < maxGauge {
-			take(g, s.is, labels, v)
-		}
+		r.sample(s, rest)
 		return
 	}
+}
+
+// sample reads what follows a family's name.
+func (r *reader) sample(s *series, rest []byte) {
+	var labels []byte
+	if rest[0] == '{' {
+		end := labelsEnd(rest)
+		if end < 0 {
+			return
+		}
+		labels, rest = rest[1:end], rest[end+1:]
+	}
+	rest = bytes.TrimLeft(rest, " \t")
+	if sp := bytes.IndexAny(rest, " \t\r"); sp >= 0 {
+		rest = rest[:sp] // a timestamp follows
+	}
+	v, ok := number(rest)
+	if !ok || v < 0 || v >= maxGauge || r.page.skip != nil && r.page.skip(labels) {
+		return
+	}
+	r.take(s, labels, v)
 }
 
 // maxGauge is beyond any count or share that makes sense: larger values are
 // damage, not load.
 const maxGauge = 1e12
+
+// take adds one sample. Counts of several engine processes behind one port add
+// up; usage is that of the fullest.
+func (r *reader) take(s *series, labels []byte, v float64) {
+	switch s.is {
+	case cacheConfig:
+		b, ok1 := number(label(labels, r.page.blocksLabel))
+		size, ok2 := number(label(labels, r.page.blockLabel))
+		if ok1 && ok2 && b >= 1 && size >= 1 && b < maxGauge && size < maxGauge {
+			r.add(blocks, s.rank, b)
+			r.add(blockTokens, s.rank, size)
+		}
+	case adapters:
+		r.lora(labels, v)
+	default:
+		r.add(s.is, s.rank, v)
+	}
+}
+
+// add adds v to what is known of g, unless a family of higher rank has spoken.
+func (r *reader) add(g gauge, rank uint8, v float64) {
+	switch {
+	case !r.seen[g] || rank > r.rank[g]:
+		r.seen[g], r.rank[g], r.value[g] = true, rank, v
+	case rank < r.rank[g]:
+	case g == kvUsage || g == blockTokens:
+		r.value[g] = max(r.value[g], v)
+	default:
+		r.value[g] += v
+	}
+}
+
+// lora takes one sample of vLLM's adapters. Each state the engine was in since
+// its start is a series of its own; the value says when, in whole seconds, and
+// those of the newest second all count.
+func (r *reader) lora(labels []byte, at float64) {
+	if at < r.told {
+		return
+	}
+	if at > r.told {
+		r.told, r.adapters = at, fleet.Adapters{}
+	}
+	if n, ok := number(label(labels, "max_lora")); ok && n >= 0 && n < maxGauge {
+		r.adapters.Max = int(n)
+	}
+	addNames(&r.adapters, label(labels, "running_lora_adapters"))
+	addNames(&r.adapters, label(labels, "waiting_lora_adapters"))
+}
+
+// addNames adds a comma-separated list.
+func addNames(a *fleet.Adapters, list []byte) {
+	for len(list) > 0 {
+		name := list
+		if n := bytes.IndexByte(list, ','); n >= 0 {
+			name, list = list[:n], list[n+1:]
+		} else {
+			list = nil
+		}
+		if name = bytes.TrimSpace(name); len(name) > 0 {
+			a.Add(fleet.AdapterOf(name))
+		}
+	}
+}
+
+// finish turns what was gathered into a reading.
+func (r *reader) finish() (Reading, bool) {
+	out := Reading{Adapters: r.adapters}
+	g := &out.Gauges
+	if r.seen[running] {
+		g.Known |= fleet.KnownRunning
+		g.Running = int(r.value[running])
+	}
+	if r.seen[waiting] {
+		g.Known |= fleet.KnownWaiting
+		g.Waiting = int(r.value[waiting])
+	}
+	if r.seen[kvUsage] {
+		g.Known |= fleet.KnownKVUsage
+		g.KVUsage = r.value[kvUsage]
+	}
+	switch size := max(r.value[blockTokens], 1); {
+	case r.seen[blocks] && r.seen[blockTokens] && r.value[blocks] >= 1:
+		g.KVBlocks, g.KVBlock = int(r.value[blocks]), fleet.Tokens(size)
+		g.Known |= fleet.KnownKVCapacity
+	case r.value[kvTokens] >= size:
+		g.KVBlocks, g.KVBlock = int(r.value[kvTokens]/size), fleet.Tokens(size)
+		g.Known |= fleet.KnownKVCapacity
+	}
+	out.Missing = r.page.wants &^ g.Known
+	return out, g.Known != 0
+}
 
 // labelsEnd returns the index of the brace that closes labels, minding quotes.
 func labelsEnd(b []byte) int {
@@ -120,87 +200,4 @@ func labelsEnd(b []byte) int {
 		}
 	}
 	return -1
-}
-
-// label returns the value of a label that holds no escapes.
-func label(labels []byte, name string) []byte {
-	for at := 0; ; {
-		n := bytes.Index(labels[at:], []byte(name))
-		if n < 0 {
-			return nil
-		}
-		at += n
-		rest := labels[at+len(name):]
-		if (at == 0 || labels[at-1] == ',' || labels[at-1] == ' ') && len(rest) > 2 && rest[0] == '=' && rest[1] == '"' {
-			if end := bytes.IndexByte(rest[2:], '"'); end >= 0 {
-				return rest[2 : 2+end]
-			}
-			return nil
-		}
-		at += len(name)
-	}
-}
-
-// number reads a decimal without allocating. Gauges need no more than the 15
-// digits it is exact to.
-func number(b []byte) (float64, bool) {
-	neg := false
-	if len(b) > 0 && (b[0] == '-' || b[0] == '+') {
-		neg = b[0] == '-'
-		b = b[1:]
-	}
-	mantissa, exp, digits, i := 0.0, 0, 0, 0
-	point := false
-	for ; i < len(b); i++ {
-		switch c := b[i]; {
-		case c >= '0' && c <= '9':
-			digits++
-			mantissa = mantissa*10 + float64(c-'0')
-			if point {
-				exp--
-			}
-			continue
-		case c == '.' && !point:
-			point = true
-			continue
-		}
-		break
-	}
-	if digits == 0 {
-		return 0, false // NaN and Inf are not readings
-	}
-	if i < len(b) {
-		e, ok := exponent(b[i:])
-		if !ok {
-			return 0, false
-		}
-		exp += e
-	}
-	v := mantissa * math.Pow10(exp)
-	if neg {
-		v = -v
-	}
-	return v, !math.IsInf(v, 0) && !math.IsNaN(v)
-}
-
-func exponent(b []byte) (int, bool) {
-	if b[0]|0x20 != 'e' || len(b) < 2 {
-		return 0, false
-	}
-	b = b[1:]
-	sign := 1
-	if b[0] == '-' || b[0] == '+' {
-		if b[0] == '-' {
-			sign = -1
-		}
-		b = b[1:]
-	}
-	n := 0
-	for _, c := range b {
-		if c < '0' || c > '9' || n > 999 {
-			return 0, false
-		}
-		n = n*10 + int(c-'0')
-	}
-	return sign * n, len(b) > 0
 }

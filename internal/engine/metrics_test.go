@@ -15,6 +15,7 @@ import (
 )
 
 func TestReadMetrics(t *testing.T) {
+	vllm := mustDialect("vllm")
 	for _, c := range []struct {
 		name, page string
 		want       fleet.Gauges
@@ -39,7 +40,7 @@ func TestReadMetrics(t *testing.T) {
 		{"a brace and comma in a label", "vllm:num_requests_running{model_name=\"a}\\\",b\"} 5 1700000000\n", fleet.Gauges{Known: fleet.KnownRunning, Running: 5}},
 		{"cut off", "vllm:num_requests_running{engine=\"0", fleet.Gauges{}},
 	} {
-		if got, _ := ReadMetrics([]byte(c.page)); got != c.want {
+		if got, _ := vllm.Read([]byte(c.page)); got.Gauges != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
@@ -53,7 +54,7 @@ func TestReadMetricsOfRecordedEngines(t *testing.T) {
 	} {
 		raw := capture(t, "llm-d-inference-sim", file+".response.http")
 		_, page, _ := bytes.Cut(raw, []byte("\r\n\r\n"))
-		got, ok := ReadMetrics(page)
+		got, ok := mustDialect("vllm").Read(page)
 		if !ok || got.Running != want.Running || got.Waiting != want.Waiting || !got.Known.Has(fleet.KnownRunning|fleet.KnownWaiting|fleet.KnownKVUsage) {
 			t.Errorf("%s: %+v, want %+v", file, got, want)
 		}
@@ -104,8 +105,8 @@ func metricsPage() []byte {
 }
 
 func TestReadMetricsDoesNotAllocate(t *testing.T) {
-	page := metricsPage()
-	if n := testing.AllocsPerRun(20, func() { ReadMetrics(page) }); n != 0 {
+	page, vllm := metricsPage(), mustDialect("vllm")
+	if n := testing.AllocsPerRun(20, func() { vllm.Read(page) }); n != 0 {
 		t.Errorf("%v allocations per page", n)
 	}
 }
@@ -113,20 +114,32 @@ func TestReadMetricsDoesNotAllocate(t *testing.T) {
 func FuzzReadMetrics(f *testing.F) {
 	f.Add(metricsPage()[:2000])
 	f.Add([]byte("vllm:num_requests_running{a=\"\\"))
-	f.Fuzz(func(t *testing.T, page []byte) {
-		g, _ := ReadMetrics(page)
-		if g.Running < 0 || g.Waiting < 0 || math.IsNaN(g.KVUsage) || g.KVUsage < 0 {
-			t.Fatalf("impossible gauges: %+v", g)
+	f.Add([]byte(loraPage))
+	for _, d := range otherDialects {
+		f.Add([]byte(d.text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, d := range dialects {
+			r, ok := d.Read(text)
+			if r.Running < 0 || r.Waiting < 0 || math.IsNaN(r.KVUsage) || r.KVUsage < 0 || r.KVBlocks < 0 || r.KVBlock < 0 {
+				t.Fatalf("%s: impossible gauges: %+v", d.Name, r)
+			}
+			if ok != (r.Known != 0) || r.Missing&r.Known != 0 || d.page != nil && (r.Missing|r.Known)&d.page.wants != d.page.wants {
+				t.Fatalf("%s: known and missing are not the whole: %+v", d.Name, r)
+			}
+			if a := r.Adapters; a.Count < 0 || a.Count > fleet.MaxAdapters || a.Max < 0 {
+				t.Fatalf("%s: impossible adapters: %+v", d.Name, a)
+			}
 		}
 	})
 }
 
 func BenchmarkReadMetrics(b *testing.B) {
-	page := metricsPage()
+	page, vllm := metricsPage(), mustDialect("vllm")
 	b.SetBytes(int64(len(page)))
 	b.ReportAllocs()
 	for b.Loop() {
-		ReadMetrics(page)
+		vllm.Read(page)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 type Model struct {
 	ID          string
 	Parent      string       // the base model of an adapter; "" for a base model
+	Root        string       // what is loaded; equal for the aliases of one model; "" when not told
+	Owner       string       // owned_by: most kinds of engine name themselves
 	MaxModelLen fleet.Tokens // 0 when not told
 }
 
@@ -37,6 +39,8 @@ func (c *Client) Models(ctx context.Context, base string) ([]Model, error) {
 		Data []struct {
 			ID          string `json:"id"`
 			Parent      string `json:"parent"`
+			Root        string `json:"root"`
+			OwnedBy     string `json:"owned_by"`
 			MaxModelLen int    `json:"max_model_len"`
 		} `json:"data"`
 	}
@@ -46,7 +50,9 @@ func (c *Client) Models(ctx context.Context, base string) ([]Model, error) {
 	var models []Model
 	for _, m := range list.Data {
 		if m.ID != "" {
-			models = append(models, Model{ID: m.ID, Parent: m.Parent, MaxModelLen: fleet.Tokens(max(m.MaxModelLen, 0))})
+			models = append(models, Model{
+				ID: m.ID, Parent: m.Parent, Root: m.Root, Owner: m.OwnedBy, MaxModelLen: fleet.Tokens(max(m.MaxModelLen, 0)),
+			})
 		}
 	}
 	if len(models) == 0 {

@@ -103,6 +103,19 @@ const (
 // Has reports whether every gauge in want is known.
 func (k Known) Has(want Known) bool { return k&want == want }
 
+var knownNames = [...]string{"running", "waiting", "kv-usage", "kv-capacity"}
+
+// Names returns the names of the gauges in the set.
+func (k Known) Names() []string {
+	var names []string
+	for i, n := range knownNames {
+		if k.Has(1 << i) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
 // Gauges are what an engine says of itself at one instant.
 type Gauges struct {
 	Known    Known

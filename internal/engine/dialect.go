@@ -1,0 +1,93 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Dialect is how a kind of engine is spoken to.
+type Dialect struct {
+	Name    string
+	Metrics string // path of the metrics page; "" for none: load is known from the ledger alone
+	Health  string // path that answers 2xx while the engine is fit
+	Speaks  API    // what it can be asked
+
+	page *page // what its metrics page says; nil for none
+	// metricsOptional says that the page is there only when the engine was started
+	// with it: a missing one is no failure.
+	metricsOptional bool
+	owner           string // what its model list names as owner of a model
+}
+
+// Auto is the name of the dialect that is found out by asking the engine.
+const Auto = "auto"
+
+// dialects are the kinds of engine known. What they speak is what current
+// releases do; an older one answers 404, which the client gets to see.
+var dialects = []Dialect{
+	{
+		Name: "vllm", Metrics: "/metrics", Health: "/health", page: &vllmPage, owner: "vllm",
+		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APIRerank | APIScore | APIAudio,
+	},
+	{
+		Name: "sglang", Metrics: "/metrics", Health: "/health", page: &sglangPage, metricsOptional: true, owner: "sglang",
+		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APITokenize | APIRerank | APIScore,
+	},
+	{
+		Name: "trtllm", Metrics: "/prometheus/metrics", Health: "/health", page: &trtllmPage, metricsOptional: true, owner: "tensorrt_llm",
+		Speaks: APIChat | APICompletions | APIResponses,
+	},
+	{
+		Name: "llamacpp", Metrics: "/metrics", Health: "/health", page: &llamacppPage, metricsOptional: true, owner: "llamacpp",
+		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APITokenize | APIRerank,
+	},
+	{
+		Name: "ollama", Health: "/api/version", owner: "library",
+		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APIImages,
+	},
+	{
+		Name: "openai", Health: "/v1/models",
+		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
+	},
+	// What it speaks is not known before it is asked, so everything is tried.
+	{Name: Auto, Health: "/v1/models", Speaks: ^API(0)},
+}
+
+// DialectNames returns the names DialectByName knows.
+func DialectNames() []string {
+	var names []string
+	for _, d := range dialects {
+		names = append(names, d.Name)
+	}
+	return names
+}
+
+// DialectByName returns a dialect.
+func DialectByName(name string) (Dialect, error) {
+	for _, d := range dialects {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return Dialect{}, fmt.Errorf("no dialect %q; known: %s", name, strings.Join(DialectNames(), ", "))
+}
+
+// Gauges returns what the dialect's metrics page tells when everything is
+// there.
+func (d Dialect) Gauges() fleet.Known {
+	if d.page == nil {
+		return 0
+	}
+	return d.page.wants
+}
+
+// mustDialect returns a dialect that the table has.
+func mustDialect(name string) Dialect {
+	d, err := DialectByName(name)
+	if err != nil {
+		panic(err)
+	}
+	return d
+}

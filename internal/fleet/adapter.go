@@ -1,0 +1,48 @@
+package fleet
+
+// Adapter stands for a LoRA adapter by the hash of its name; NoAdapter is the
+// base model itself.
+type Adapter uint64
+
+// NoAdapter is the adapter of a request to a base model.
+const NoAdapter Adapter = 0
+
+// AdapterOf returns the adapter with a name (64-bit FNV-1a: journals must
+// replay in any process).
+func AdapterOf[S ~string | ~[]byte](name S) Adapter {
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(offset)
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * prime
+	}
+	return Adapter(max(h, 1))
+}
+
+// MaxAdapters is how many adapters of one engine are kept in mind.
+const MaxAdapters = 16
+
+// Adapters are the LoRA adapters that an engine has at work, running or
+// waiting. What is not among them may still be in its memory.
+type Adapters struct {
+	Max   int // adapters it can hold at once; 0 unknown
+	Count int
+	List  [MaxAdapters]Adapter // the first Count are set
+}
+
+// Has reports whether a is at work.
+func (s *Adapters) Has(a Adapter) bool {
+	for _, x := range s.List[:s.Count] {
+		if x == a {
+			return true
+		}
+	}
+	return false
+}
+
+// Add adds an adapter. Beyond MaxAdapters they are forgotten.
+func (s *Adapters) Add(a Adapter) {
+	if s.Count < MaxAdapters && !s.Has(a) {
+		s.List[s.Count] = a
+		s.Count++
+	}
+}
