@@ -20,6 +20,7 @@ func kvTokens(n int) fleet.Tokens { return fleet.Tokens(n) }
 type engineCmd struct {
 	Listen       string        `default:"127.0.0.1:8000" help:"Address to serve on."`
 	Model        string        `help:"Model (default Qwen/Qwen3-32B)."`
+	Engine       string        `enum:"vllm,sglang" default:"vllm" help:"Whose surface to show: ${enum}."`
 	Accelerator  string        `help:"Accelerator (default H100)."`
 	TP           int           `name:"tp" default:"2" help:"Tensor parallelism, in accelerators."`
 	Speedup      float64       `default:"1" help:"Run so many times faster than life."`
@@ -32,6 +33,9 @@ type engineCmd struct {
 	BudgetTokens int           `placeholder:"N" help:"Tokens per step (default 8192)."`
 	MaxModelLen  int           `placeholder:"N" help:"Longest prompt plus answer (default 131072)."`
 	OutputMean   float64       `default:"200" help:"Mean length of answers that end by themselves."`
+	LoRA         []string      `name:"lora" sep:"none" placeholder:"NAME[=PATH]" help:"Adapter served from the start; repeatable."`
+	MaxLoRAs     int           `name:"max-loras" placeholder:"N" help:"Adapters running at once (default 1)."`
+	LoadLoRA     bool          `name:"load-lora" help:"Let adapters be loaded and unloaded over HTTP."`
 	Grace        time.Duration `default:"10s" help:"After a signal, let open requests run for so long."`
 }
 
@@ -56,6 +60,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 		Options: server.Options{
 			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
 			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
+			Engine: c.Engine, LoRAs: c.LoRA, MaxLoRAs: c.MaxLoRAs, LoadLoRA: c.LoadLoRA,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
 		},
 	})

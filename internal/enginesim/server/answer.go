@@ -3,7 +3,6 @@ package server
 import (
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -11,19 +10,13 @@ import (
 
 // reply is the answer to one completion or chat request, in the making.
 type reply struct {
-	server  *Server
-	query   *wireRequest
-	chat    bool
-	head    []byte // the JSON object up to its choices
-	choices []choice
-	call    *call
-	cut     *cut // the fault that breaks it off, if any
-
-	// For streams:
-	w    http.ResponseWriter
-	buf  []byte
-	sent []int // tokens, by choice
-	out  int   // tokens, of all choices
+	*generation
+	query *wireRequest
+	chat  bool
+	model string
+	id    string
+	head  []byte // the JSON object up to its choices
+	words wording
 }
 
 // complete handles completions and chat completions.
@@ -31,40 +24,40 @@ func (s *Server) complete(chat bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var q wireRequest
 		if err := readJSON(r, &q); err != nil {
-			writeError(w, err)
+			s.fail(w, r, err)
 			return
 		}
-		choices, err := s.plan(&q, chat)
+		choices, model, err := s.plan(&q, chat)
 		if err != nil {
-			writeError(w, err)
+			s.fail(w, r, err)
 			return
 		}
-		call, err := s.submit(choices)
-		if err != nil {
-			writeError(w, err)
+		p := &reply{query: &q, chat: chat, model: model, words: s.wording(chat), id: requestID(r)}
+		p.head = p.makeHead()
+		if p.generation, err = s.begin(r.Context(), p.id, choices); err != nil {
+			s.fail(w, r, err)
 			return
 		}
-		// Whatever ends the handler, a client gone above all, frees the engine.
-		defer s.drop(call)
-		p := &reply{
-			server: s, query: &q, chat: chat, choices: choices, call: call, cut: s.faults.cut(),
-			w: w, sent: make([]int, len(choices)),
-		}
-		p.head = p.makeHead(r.Header.Get("X-Request-Id"))
+		defer p.release()
 		if q.Stream {
-			p.stream(r)
+			p.stream(w, r, p)
 		} else {
-			p.whole(r)
+			p.whole(w, r, p.body)
 		}
 	}
 }
 
+// requestID is the client's own id of the request, or a new one.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get("X-Request-Id"); id != "" {
+		return id
+	}
+	return rand.Text()
+}
+
 // makeHead returns what all events of a stream, and an unstreamed answer,
 // begin with.
-func (p *reply) makeHead(requestID string) []byte {
-	if requestID == "" {
-		requestID = rand.Text()
-	}
+func (p *reply) makeHead() []byte {
 	prefix, object := "cmpl-", "text_completion"
 	if p.chat {
 		prefix, object = "chatcmpl-", "chat.completion"
@@ -72,13 +65,16 @@ func (p *reply) makeHead(requestID string) []byte {
 			object = "chat.completion.chunk"
 		}
 	}
-	b := append([]byte(`{"id":`), quote(prefix+requestID)...)
+	if p.words.bareID {
+		prefix = ""
+	}
+	b := append([]byte(`{"id":`), quote(prefix+p.id)...)
 	b = append(b, `,"object":"`...)
 	b = append(b, object...)
 	b = append(b, `","created":`...)
 	b = strconv.AppendInt(b, time.Now().Unix(), 10)
 	b = append(b, `,"model":`...)
-	b = append(b, quote(p.server.options.Model)...)
+	b = append(b, quote(p.model)...)
 	return append(b, `,"choices":[`...)
 }
 
@@ -91,109 +87,75 @@ func quote(s string) []byte {
 	return b
 }
 
-// errStopped breaks off what a stopped engine will not answer any more.
-var errStopped = errors.New("the engine has stopped")
-
-// wait returns when the engine has made more tokens, with an error when there
-// will be none: the client has gone, or the engine has stopped.
-func (p *reply) wait(r *http.Request) error {
-	select {
-	case <-p.call.wake:
-		return nil
-	case <-r.Context().Done():
-		return r.Context().Err()
-	case <-p.server.closed:
-		return errStopped
-	}
-}
-
-// done reports whether all choices are complete.
-func (p *reply) done() bool {
-	for i := range p.choices {
-		if int(p.call.legs[i].have.Load()) < len(p.choices[i].answer.ends) {
-			return false
-		}
-	}
-	return true
-}
-
-// whole answers in one piece.
-func (p *reply) whole(r *http.Request) {
-	for !p.done() {
-		if err := p.wait(r); err != nil {
-			panic(http.ErrAbortHandler) // the only way to break off without an answer
-		}
-	}
+// body is the whole answer.
+func (p *reply) body() []byte {
 	b := p.head
 	for i := range p.choices {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		a := &p.choices[i].answer
 		b = append(b, `{"index":`...)
 		b = strconv.AppendInt(b, int64(i), 10)
-		if p.chat {
-			b = append(b, `,"message":{"role":"assistant","content":`...)
-			b = append(b, quote(a.text)...)
-			b = append(b, `,"tool_calls":[]}`...)
-		} else {
-			b = append(b, `,"text":`...)
-			b = append(b, quote(a.text)...)
-		}
-		b = append(b, `,"logprobs":null`...)
-		b = appendFinish(b, a)
+		b = p.appendContent(b, i)
+		b = append(b, `,"logprobs":`...)
+		b = p.appendLogprobs(b, i, 0, p.have(i))
+		b = p.appendFinish(b, i)
 		b = append(b, '}')
-		p.out += len(a.ends)
 	}
 	b = append(b, `],`...)
 	b = p.appendUsage(b)
-	b = append(b, '}')
-	p.w.Header().Set("Content-Type", "application/json")
-	p.w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	if p.cut != nil {
-		p.w.Write(b[:len(b)/2])
-		p.breakOff()
-	}
-	p.w.Write(b)
+	return append(b, '}')
 }
 
-// appendFinish appends why an answer ended.
-func appendFinish(b []byte, a *answer) []byte {
+// appendContent appends what choice i says: text, or a call of a tool.
+func (p *reply) appendContent(b []byte, i int) []byte {
+	text := quote(p.text(i))
+	tool := p.choices[i].answer.tool
+	switch {
+	case !p.chat:
+		b = append(b, `,"text":`...)
+		return append(b, text...)
+	case tool == "":
+		b = append(b, `,"message":{"role":"assistant","content":`...)
+		b = append(b, text...)
+		return append(b, p.words.noTools...)
+	}
+	b = append(b, `,"message":{"role":"assistant","content":`...)
+	b = append(b, p.words.noContent...)
+	b = append(b, `,"tool_calls":[{"id":`...)
+	b = append(b, quote(p.toolID(i))...)
+	b = append(b, p.words.toolIndex...)
+	b = append(b, `,"type":"function","function":{"name":`...)
+	b = append(b, quote(tool)...)
+	b = append(b, `,"arguments":`...)
+	b = append(b, text...)
+	return append(b, `}}]}`...)
+}
+
+// toolID names the tool call of choice i.
+func (p *reply) toolID(i int) string { return p.words.toolID + p.id + "-" + strconv.Itoa(i) }
+
+// appendFinish appends why choice i ended.
+func (p *reply) appendFinish(b []byte, i int) []byte {
 	b = append(b, `,"finish_reason":"`...)
-	b = append(b, a.finish.String()...)
-	b = append(b, `","stop_reason":`...)
-	if a.stop == "" {
-		return append(b, "null"...)
+	b = append(b, p.reason(i)...)
+	b = append(b, p.words.stop...)
+	if stop := p.choices[i].answer.stop; stop != "" && p.reason(i) == "stop" {
+		return append(b, quote(stop)...)
 	}
-	return append(b, quote(a.stop)...)
+	return append(b, "null"...)
 }
 
-// appendUsage appends the usage member as of now. Choices of one prompt count
-// its tokens once.
+// appendUsage appends the usage member as of now.
 func (p *reply) appendUsage(b []byte) []byte {
-	n := 1
-	if p.query.N != nil {
-		n = *p.query.N
-	}
-	prompt, cached := int64(0), int64(0)
-	for i := 0; i < len(p.choices); i += n {
-		prompt += int64(p.choices[i].prompt)
-		cached += p.call.legs[i].cached.Load()
-	}
-	number := func(name string, v int64) {
+	t := p.tally()
+	number := func(name string, v int) {
 		b = append(b, name...)
-		b = strconv.AppendInt(b, v, 10)
+		b = strconv.AppendInt(b, int64(v), 10)
 	}
-	number(`"usage":{"prompt_tokens":`, prompt)
-	number(`,"total_tokens":`, prompt+int64(p.out))
-	number(`,"completion_tokens":`, int64(p.out))
-	number(`,"prompt_tokens_details":{"cached_tokens":`, cached)
+	number(`"usage":{"prompt_tokens":`, t.prompt)
+	number(`,"total_tokens":`, t.prompt+t.out)
+	number(`,"completion_tokens":`, t.out)
+	number(`,"prompt_tokens_details":{"cached_tokens":`, t.cached)
 	return append(b, `}}`...)
-}
-
-// breakOff sends what is written and tears the connection.
-func (p *reply) breakOff() {
-	// The client may be gone already, which is as good.
-	_ = http.NewResponseController(p.w).Flush()
-	panic(http.ErrAbortHandler)
 }

@@ -15,6 +15,7 @@ type answer struct {
 	chain  []uint64
 	finish enginesim.Reason
 	stop   string // the stop string that ended it
+	tool   string // the tool that is called; text is then its arguments
 }
 
 // terms are the limits on an answer.

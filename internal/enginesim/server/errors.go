@@ -57,6 +57,11 @@ func writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, e.status, body)
 }
 
+// fail answers r with err, in the shape that its route's clients expect.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	writeError(w, err)
+}
+
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {

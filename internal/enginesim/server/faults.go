@@ -111,7 +111,7 @@ func (s *Server) faulty(inference bool, h http.HandlerFunc) http.HandlerFunc {
 			panic(http.ErrAbortHandler)
 		}
 		if f, ok := s.faults.hit("refuse", !inference); ok {
-			writeError(w, &apiError{f.Status, "the engine refuses by order", ""})
+			s.fail(w, r, &apiError{f.Status, "the engine refuses by order", ""})
 			return
 		}
 		if f, ok := s.faults.hit("garbage", !inference); ok {
@@ -169,7 +169,7 @@ func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
 		err = f.validate()
 	}
 	if err != nil {
-		writeError(w, err)
+		s.fail(w, r, err)
 		return
 	}
 	if f.Kind != "crash" {
@@ -234,7 +234,7 @@ func (f *faults) set(a Fault) {
 func (s *Server) clearFault(w http.ResponseWriter, r *http.Request) {
 	kind := r.URL.Query().Get("kind")
 	if kind != "" && !slices.Contains(faultKinds, kind) {
-		writeError(w, badRequest("kind", "kind: %q is not known; use one of %s", kind, strings.Join(faultKinds, ", ")))
+		s.fail(w, r, badRequest("kind", "kind: %q is not known; use one of %s", kind, strings.Join(faultKinds, ", ")))
 		return
 	}
 	s.ClearFault(kind)

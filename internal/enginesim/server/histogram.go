@@ -3,6 +3,7 @@ package server
 import (
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // histogram counts observations in buckets as Prometheus wants them.
@@ -30,7 +31,6 @@ func (h *histogram) append(b []byte, labels string) []byte {
 	total := uint64(0)
 	for i, n := range h.counts {
 		total += n
-		b = append(b, "vllm:"...)
 		b = append(b, h.name...)
 		b = append(b, "_bucket{"...)
 		b = append(b, labels...)
@@ -50,14 +50,14 @@ func (h *histogram) append(b []byte, labels string) []byte {
 
 // appendFamily writes the two comment lines of a metric family.
 func appendFamily(b []byte, name, help, kind string) []byte {
-	for _, part := range []string{"# HELP vllm:", name, " ", help, "\n# TYPE vllm:", name, " ", kind, "\n"} {
+	for _, part := range []string{"# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"} {
 		b = append(b, part...)
 	}
 	return b
 }
 
 func appendSample(b []byte, name, labels string, v float64) []byte {
-	for _, part := range []string{"vllm:", name, "{", labels, "} "} {
+	for _, part := range []string{name, "{", labels, "} "} {
 		b = append(b, part...)
 	}
 	return append(appendNumber(b, v), '\n')
@@ -73,4 +73,9 @@ func appendNumber(b []byte, v float64) []byte {
 		}
 	}
 	return append(b, ".0"...)
+}
+
+// escapeLabel returns s as it stands between the quotes of a label.
+func escapeLabel(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s)
 }

@@ -61,7 +61,7 @@ func BenchmarkPlan(b *testing.B) {
 		if err := q.Prompt.UnmarshalJSON(text); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := s.plan(q, false); err != nil {
+		if _, _, err := s.plan(q, false); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
 
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/fleet"
@@ -46,24 +45,23 @@ func bucketsTokens(longest fleet.Tokens) []float64 {
 func newMetrics(o Options) *metrics {
 	tokens := bucketsTokens(o.MaxModelLen)
 	h := newHistogram
-	model := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(o.Model)
 	return &metrics{
-		labels: fmt.Sprintf(`model_name="%s",engine="0"`, model),
+		labels: fmt.Sprintf(`model_name="%s",engine="0"`, escapeLabel(o.Model)),
 		cacheInfo: fmt.Sprintf(`block_size="%d",cache_dtype="auto",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.9",num_gpu_blocks="%d"`,
 			enginesim.BlockTokens, o.KVTokens/enginesim.BlockTokens),
-		ttft:             h("time_to_first_token_seconds", "Histogram of time to first token in seconds.", bucketsTTFT),
-		itl:              h("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", bucketsITL),
-		tpot:             h("request_time_per_output_token_seconds", "Histogram of time per output token per request in seconds.", bucketsITL),
-		e2e:              h("e2e_request_latency_seconds", "Histogram of end to end request latency in seconds.", bucketsE2E),
-		queue:            h("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", bucketsE2E),
-		prefill:          h("request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", bucketsE2E),
-		decode:           h("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", bucketsE2E),
-		inference:        h("request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", bucketsE2E),
-		promptTokens:     h("request_prompt_tokens", "Number of prefill tokens processed.", tokens),
-		generationTokens: h("request_generation_tokens", "Number of generation tokens processed.", tokens),
-		maxTokens:        h("request_params_max_tokens", "Histogram of the max_tokens request parameter.", tokens),
-		maxGenerated:     h("request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", tokens),
-		iterationTokens:  h("iteration_tokens_total", "Histogram of number of tokens per engine_step.", bucketsStep),
+		ttft:             h("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", bucketsTTFT),
+		itl:              h("vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", bucketsITL),
+		tpot:             h("vllm:request_time_per_output_token_seconds", "Histogram of time per output token per request in seconds.", bucketsITL),
+		e2e:              h("vllm:e2e_request_latency_seconds", "Histogram of end to end request latency in seconds.", bucketsE2E),
+		queue:            h("vllm:request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", bucketsE2E),
+		prefill:          h("vllm:request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", bucketsE2E),
+		decode:           h("vllm:request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", bucketsE2E),
+		inference:        h("vllm:request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", bucketsE2E),
+		promptTokens:     h("vllm:request_prompt_tokens", "Number of prefill tokens processed.", tokens),
+		generationTokens: h("vllm:request_generation_tokens", "Number of generation tokens processed.", tokens),
+		maxTokens:        h("vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter.", tokens),
+		maxGenerated:     h("vllm:request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", tokens),
+		iterationTokens:  h("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", bucketsStep),
 	}
 }
 
@@ -96,6 +94,7 @@ func (m *metrics) token(l *leg, o *enginesim.Output) {
 // append writes the whole page.
 func (m *metrics) append(b []byte, s enginesim.Stats) []byte {
 	single := func(kind, name, help string, v float64) {
+		name = "vllm:" + name
 		b = appendFamily(b, name, help, kind)
 		b = appendSample(b, name, m.labels, v)
 	}
@@ -107,16 +106,16 @@ func (m *metrics) append(b []byte, s enginesim.Stats) []byte {
 	single("counter", "num_preemptions_total", "Cumulative number of preemption from the engine.", float64(s.Preemptions))
 	single("counter", "prompt_tokens_total", "Number of prefill tokens processed.", float64(s.PromptTokens))
 	single("counter", "generation_tokens_total", "Number of generation tokens processed.", float64(s.GenerationTokens))
-	b = appendFamily(b, "request_success_total", "Count of successfully processed requests.", "counter")
+	b = appendFamily(b, "vllm:request_success_total", "Count of successfully processed requests.", "counter")
 	for reason, n := range s.Finished {
 		name := enginesim.Reason(reason).String()
 		if name == "" {
 			name = "abort"
 		}
-		b = appendSample(b, "request_success_total", m.labels+`,finished_reason="`+name+`"`, float64(n))
+		b = appendSample(b, "vllm:request_success_total", m.labels+`,finished_reason="`+name+`"`, float64(n))
 	}
-	b = appendFamily(b, "cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
-	b = appendSample(b, "cache_config_info", m.cacheInfo, 1)
+	b = appendFamily(b, "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
+	b = appendSample(b, "vllm:cache_config_info", m.cacheInfo, 1)
 	for _, h := range []*histogram{
 		m.ttft, m.itl, m.tpot, m.e2e, m.queue, m.prefill, m.decode, m.inference,
 		m.promptTokens, m.generationTokens, m.maxTokens, m.maxGenerated, m.iterationTokens,
@@ -131,7 +130,11 @@ func (s *Server) metricsPage() []byte {
 	b := make([]byte, 0, 32<<10)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.metrics.append(b, s.engine.Stats())
+	b = s.metrics.append(b, s.engine.Stats())
+	if s.options.hasLoRA() {
+		b = s.appendLoRAs(b)
+	}
+	return b
 }
 
 // serveMetrics answers with the page, or with what a fault makes of it.

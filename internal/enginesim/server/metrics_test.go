@@ -108,8 +108,8 @@ func TestHistogramBoundsAreInclusive(t *testing.T) {
 	}
 	got := series(t, string(h.append(nil, `a="b"`)))
 	for id, want := range map[string]float64{
-		`vllm:x_bucket{a="b",le="1.0"}`: 2, `vllm:x_bucket{a="b",le="2.0"}`: 4, `vllm:x_bucket{a="b",le="+Inf"}`: 5,
-		`vllm:x_sum{a="b"}`: 8, `vllm:x_count{a="b"}`: 5,
+		`x_bucket{a="b",le="1.0"}`: 2, `x_bucket{a="b",le="2.0"}`: 4, `x_bucket{a="b",le="+Inf"}`: 5,
+		`x_sum{a="b"}`: 8, `x_count{a="b"}`: 5,
 	} {
 		if got[id] != want {
 			t.Errorf("%s = %v, want %v", id, got[id], want)

@@ -9,9 +9,16 @@ import (
 	"penstock.dev/penstock/internal/stat"
 )
 
+// The engines whose surface can be shown.
+const (
+	VLLM   = "vllm"
+	SGLang = "sglang"
+)
+
 // Options say which engine to simulate. The zero value is Qwen3-32B on two
-// H100 at the speed of life, with vLLM's defaults.
+// H100 at the speed of life, with vLLM's surface and defaults.
 type Options struct {
+	Engine      string // VLLM or SGLang; empty: VLLM
 	Model       string // of enginesim's catalogue; empty: the first. Also the name it is served under.
 	Accelerator string // of enginesim's catalogue; empty: the first
 	TP          int    // GPUs: 1, 2, 4 or 8; 0: 2
@@ -29,16 +36,26 @@ type Options struct {
 	BudgetTokens fleet.Tokens // tokens computed per step; 0: 8192
 	MaxModelLen  fleet.Tokens // longest prompt plus output; 0: 131072, or KVTokens if that is less
 	OutputMean   float64      // mean length in tokens of answers that end by themselves; 0: 200
+
+	// LoRAs are the adapters served from the start: "name" or "name=path".
+	LoRAs    []string
+	MaxLoRAs int  // adapters running at once; 0: 1
+	LoadLoRA bool // adapters can be loaded and unloaded
 }
+
+// hasLoRA reports whether the engine was started for adapters at all.
+func (o Options) hasLoRA() bool { return len(o.LoRAs) > 0 || o.LoadLoRA }
 
 // withDefaults fills in what was left open, as far as it is known.
 func (o Options) withDefaults() Options {
+	fill(&o.Engine, VLLM)
 	fill(&o.TP, 2)
 	fill(&o.Speedup, 1)
 	fill(&o.Factor, 1)
 	fill(&o.MaxSeqs, 256)
 	fill(&o.BudgetTokens, 8192)
 	fill(&o.OutputMean, 200)
+	fill(&o.MaxLoRAs, 1)
 	if spec, err := o.spec(); err == nil {
 		o.Model, o.Accelerator = spec.Model.Name, spec.Accelerator.Name
 		fill(&o.KVTokens, spec.KVTokens())
@@ -74,6 +91,14 @@ func (o Options) Validate() error {
 		if !ok {
 			errs = append(errs, fmt.Errorf("%s: %v is not possible; use %s", name, value, want))
 		}
+	}
+	check(o.Engine == VLLM || o.Engine == SGLang, "engine", o.Engine, VLLM+" or "+SGLang)
+	check(o.MaxLoRAs > 0, "max-loras", o.MaxLoRAs, "a number above 0")
+	seen := map[string]bool{"": true, o.Model: true}
+	for _, l := range o.LoRAs {
+		name := parseLoRA(l).name
+		check(!seen[name], "lora", l, "name or name=path, each name once and not the model's")
+		seen[name] = true
 	}
 	check(o.Replica >= 0, "replica", o.Replica, "an index from 0")
 	check(o.Speedup > 0 && o.Speedup <= 1e6, "speedup", o.Speedup, "a number above 0")
@@ -117,7 +142,7 @@ func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
 	t.set(1)
 	e, err := enginesim.New(enginesim.Config{
 		Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
-		BudgetTokens: o.BudgetTokens, EveryToken: true,
+		BudgetTokens: o.BudgetTokens, MaxAdapters: o.MaxLoRAs, EveryToken: true,
 	})
 	return e, t, err
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 )
@@ -9,53 +8,38 @@ import (
 // routes is the whole HTTP surface.
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	add := func(method, path string, h http.HandlerFunc) {
-		mux.HandleFunc(method+" "+path, h)
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Allow", method)
-			writeError(w, &apiError{http.StatusMethodNotAllowed, "Method Not Allowed", ""})
+	methods := map[string][]string{}
+	add := func(method, path string, inference bool, h http.HandlerFunc) {
+		mux.HandleFunc(method+" "+path, s.faulty(inference, h))
+		methods[path] = append(methods[path], method)
+	}
+	add("POST", "/v1/chat/completions", true, s.complete(true))
+	add("POST", "/v1/completions", true, s.complete(false))
+	add("GET", "/v1/models", false, s.listModels)
+	add("POST", "/tokenize", false, s.tokenize)
+	add("POST", "/detokenize", false, s.detokenize)
+	add("GET", "/health", false, func(http.ResponseWriter, *http.Request) {})
+	add("GET", "/version", false, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"version": Version})
+	})
+	add("GET", "/metrics", false, s.serveMetrics)
+	if s.options.LoadLoRA {
+		add("POST", "/v1/load_lora_adapter", false, s.loadLoRA)
+		add("POST", "/v1/unload_lora_adapter", false, s.unloadLoRA)
+	}
+	for path, allowed := range methods {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", strings.Join(allowed, ", "))
+			s.fail(w, r, &apiError{http.StatusMethodNotAllowed, "Method Not Allowed", ""})
 		})
 	}
-	add("POST", "/v1/chat/completions", s.faulty(true, s.complete(true)))
-	add("POST", "/v1/completions", s.faulty(true, s.complete(false)))
-	add("GET", "/v1/models", s.faulty(false, s.listModels))
-	add("POST", "/tokenize", s.faulty(false, s.tokenize))
-	add("POST", "/detokenize", s.faulty(false, s.detokenize))
-	add("GET", "/health", s.faulty(false, func(http.ResponseWriter, *http.Request) {}))
-	add("GET", "/version", s.faulty(false, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, map[string]string{"version": Version})
-	}))
-	add("GET", "/metrics", s.faulty(false, s.serveMetrics))
 	mux.HandleFunc("POST /sim/fault", s.setFault)
 	mux.HandleFunc("DELETE /sim/fault", s.clearFault)
 	mux.HandleFunc("GET /sim/state", s.showState)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		writeError(w, &apiError{http.StatusNotFound, "Not Found", ""})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, &apiError{http.StatusNotFound, "Not Found", ""})
 	})
 	return mux
-}
-
-func (s *Server) listModels(w http.ResponseWriter, _ *http.Request) {
-	type model struct {
-		ID          string  `json:"id"`
-		Object      string  `json:"object"`
-		Created     int64   `json:"created"`
-		OwnedBy     string  `json:"owned_by"`
-		Root        string  `json:"root"`
-		Parent      *string `json:"parent"`
-		MaxModelLen int     `json:"max_model_len"`
-	}
-	writeJSON(w, http.StatusOK, struct {
-		Object string  `json:"object"`
-		Data   []model `json:"data"`
-	}{"list", []model{{s.options.Model, "model", s.epoch.Unix(), "vllm", s.options.Model, nil, int(s.options.MaxModelLen)}}})
-}
-
-func (s *Server) checkModel(name string) error {
-	if name != "" && name != s.options.Model {
-		return &apiError{http.StatusNotFound, fmt.Sprintf("The model `%s` does not exist.", name), "model"}
-	}
-	return nil
 }
 
 func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
@@ -76,7 +60,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 		tokens, err = appendChat(tokens, q.Messages, nil)
 	}
 	if err != nil {
-		writeError(w, err)
+		s.fail(w, r, err)
 		return
 	}
 	writeJSON(w, http.StatusOK, struct {
@@ -97,7 +81,7 @@ func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) {
 		err = s.checkModel(q.Model)
 	}
 	if err != nil {
-		writeError(w, err)
+		s.fail(w, r, err)
 		return
 	}
 	var text []byte

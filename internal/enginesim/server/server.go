@@ -36,11 +36,14 @@ type Server struct {
 	wake   chan struct{} // one slot: the engine has something new
 	closed chan struct{} // the engine has stopped; handlers break off
 	close  func()
+	load   atomic.Int64 // requests under way
 
 	mu       sync.Mutex // guards everything below
 	engine   *enginesim.Engine
 	throttle *throttle
 	legs     map[fleet.ReqID]*leg
+	loras    []loraModule
+	loraSeen []loraSeries
 	lastID   fleet.ReqID
 	outputs  []enginesim.Output
 	metrics  *metrics
@@ -57,10 +60,19 @@ type leg struct {
 
 	cached atomic.Int64
 	have   atomic.Int64 // tokens generated so far
+	state  atomic.Int32 // set after have
 }
+
+// The states of a leg.
+const (
+	legRuns int32 = iota
+	legDone
+	legAborted // by order, not by its client
+)
 
 // call is one HTTP request and what wakes its handler.
 type call struct {
+	id   string // as its client knows it
 	ids  []fleet.ReqID
 	legs []leg
 	wake chan struct{} // one slot
@@ -83,6 +95,9 @@ func New(c Config) (*Server, error) {
 		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMetrics(o),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
+	for _, l := range o.LoRAs {
+		s.loras = append(s.loras, parseLoRA(l))
+	}
 	s.faults.init(s)
 	s.handler = s.routes()
 	return s, nil
@@ -152,6 +167,7 @@ func (s *Server) deliver(o *enginesim.Output) {
 	l.cached.Store(int64(o.Cached))
 	l.have.Store(int64(o.Tokens))
 	if o.Finish != enginesim.NotFinished {
+		l.state.Store(legDone)
 		delete(s.legs, o.Req)
 	}
 	nudge(l.call.wake)
@@ -165,8 +181,8 @@ func nudge(c chan struct{}) {
 }
 
 // submit puts all choices into the engine at one instant.
-func (s *Server) submit(choices []choice) (*call, error) {
-	c := &call{legs: make([]leg, len(choices)), wake: make(chan struct{}, 1)}
+func (s *Server) submit(id string, choices []choice) (*call, error) {
+	c := &call{id: id, legs: make([]leg, len(choices)), wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
@@ -177,6 +193,7 @@ func (s *Server) submit(choices []choice) (*call, error) {
 		err := s.engine.Submit(now, enginesim.Request{
 			ID: id, Chain: ch.answer.chain, Prompt: fleet.Tokens(ch.prompt),
 			Output: fleet.Tokens(len(ch.answer.ends)), Finish: ch.answer.finish,
+			Adapter: ch.adapter, Pool: ch.pool,
 		})
 		if err != nil {
 			s.dropLocked(c)

@@ -391,6 +391,10 @@ func TestShutdownLetsStreamsFinish(t *testing.T) {
 func TestOptionsSayWhatIsWrong(t *testing.T) {
 	for field, o := range map[string]Options{
 		"model: ":         {Model: "gpt-7"},
+		"engine: ":        {Engine: "steam"},
+		"max-loras: ":     {MaxLoRAs: -1},
+		"lora: a=/y ":     {LoRAs: []string{"a", "a=/y"}},
+		"lora: =/x ":      {LoRAs: []string{"=/x"}},
 		"accelerator: ":   {Accelerator: "abacus"},
 		"tp: ":            {TP: 3},
 		"speedup: ":       {Speedup: -1},

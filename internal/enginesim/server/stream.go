@@ -1,78 +1,109 @@
 package server
 
-import (
-	"errors"
-	"net/http"
-	"strconv"
-)
+import "strconv"
 
-// stream answers token by token as server-sent events. Headers go out with the
-// first token, so that what fails before is still a clean failure.
-func (p *reply) stream(r *http.Request) {
-	rc := http.NewResponseController(p.w)
-	p.w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
-	p.w.Header().Set("Cache-Control", "no-cache")
-	for {
-		if err := p.wait(r); err != nil {
-			if errors.Is(err, errStopped) {
-				panic(http.ErrAbortHandler)
-			}
-			return
-		}
-		p.buf = p.buf[:0]
-		complete := true
-		for i := range p.choices {
-			have := int(p.call.legs[i].have.Load())
-			for p.sent[i] < have {
-				p.token(i)
-			}
-			complete = complete && have == len(p.choices[i].answer.ends)
-		}
-		if complete {
-			p.end()
-		}
-		if len(p.buf) > 0 {
-			if _, err := p.w.Write(p.buf); err != nil {
-				return // the client has gone
-			}
-			if err := rc.Flush(); err != nil {
-				return
-			}
-		}
-		if complete {
-			return
-		}
-	}
+// wording is where the engines' OpenAI answers differ. vLLM leaves out what is
+// not set; SGLang writes every field of its models.
+type wording struct {
+	bareID             bool   // ids have no prefix
+	role, before       string // the first event, and an event up to its text
+	after              string // from the text's end up to its logprobs
+	rest               string // after the logprobs, when the answer goes on
+	last               string // the last event up to its logprobs
+	stop               string // between the finish reason and the stop string
+	usage              string // at the end of an event without usage
+	noTools, noContent string // in a message without tool calls, without text
+	toolID, toolIndex  string
+	toolName, toolArgs string // an event up to the tool's name, or its arguments
 }
 
-// token writes the events of the next token of choice i: the role before the
-// first, the finish after the last.
-func (p *reply) token(i int) {
+func (s *Server) wording(chat bool) wording {
+	w := wording{
+		before: `,"text":"`, after: `"`, rest: `,"finish_reason":null,"stop_reason":null}`, last: `,"text":""`,
+		stop: `","stop_reason":`, noTools: `,"tool_calls":[]}`, noContent: `null`, toolID: "chatcmpl-tool-",
+	}
+	if chat {
+		w.role = `,"delta":{"role":"assistant","content":""}`
+		w.before, w.after, w.rest = `,"delta":{"content":"`, `"}`, `,"finish_reason":null}`
+		w.last = `,"delta":{}`
+		w.toolName = `,"delta":{"tool_calls":[{"id":`
+		w.toolArgs = `,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"`
+	}
+	return w
+}
+
+func (p *reply) open(b []byte) []byte { return b }
+
+// role writes the first event of a chat's choice and, if it calls a tool, the
+// event with the tool's name.
+func (p *reply) role(b []byte, i int) []byte {
+	if !p.chat {
+		return b
+	}
+	b = p.event(b, i, p.words.role, "", "", "null", p.words.rest)
+	if tool := p.choices[i].answer.tool; tool != "" {
+		call := p.words.toolName + string(quote(p.toolID(i))) + `,"type":"function","index":0,"function":{"name":` + string(quote(tool)) + `,"arguments":""}}]}`
+		b = p.event(b, i, call, "", "", "null", p.words.rest)
+	}
+	return b
+}
+
+// token writes the event of token n. A token whose text belongs to a stop
+// string, or to the name of a tool, brings no text and no event.
+func (p *reply) token(b []byte, i, n int) []byte {
 	a := &p.choices[i].answer
-	n := p.sent[i]
-	if n == 0 && p.chat {
-		p.event(i, `,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}`, "", "")
+	delta := escape(a.delta(n))
+	switch {
+	case delta == "":
+		return b
+	case a.tool != "":
+		return p.event(b, i, p.words.toolArgs, delta, `"}}]}`, "null", p.words.rest)
+	case p.query.Logprobs.wanted():
+		return p.event(b, i, p.words.before, delta, p.words.after, string(p.appendLogprobs(nil, i, n, n+1)), p.words.rest)
 	}
-	p.mayCut(i)
-	p.sent[i]++
-	p.out++
-	// A token whose text belongs to a stop string brings no text and no event.
-	if delta := escape(a.delta(n)); delta != "" {
-		if p.chat {
-			p.event(i, `,"delta":{"content":"`, delta, `"},"logprobs":null,"finish_reason":null}`)
-		} else {
-			p.event(i, `,"text":"`, delta, `","logprobs":null,"finish_reason":null,"stop_reason":null}`)
-		}
+	return p.event(b, i, p.words.before, delta, p.words.after, "null", p.words.rest)
+}
+
+func (p *reply) finish(b []byte, i int) []byte {
+	return p.event(b, i, p.words.last, "", "", "null", string(append(p.appendFinish(nil, i), '}')))
+}
+
+func (p *reply) specimen(b []byte, i int) []byte {
+	return p.event(b, i, p.words.before, "cut", p.words.after, "null", p.words.rest)
+}
+
+// event writes one event about choice i.
+func (p *reply) event(b []byte, i int, before, delta, after, logprobs, rest string) []byte {
+	b = append(b, "data: "...)
+	b = append(b, p.head...)
+	b = append(b, `{"index":`...)
+	b = strconv.AppendInt(b, int64(i), 10)
+	b = append(b, before...)
+	b = append(b, delta...)
+	b = append(b, after...)
+	b = append(b, `,"logprobs":`...)
+	b = append(b, logprobs...)
+	b = append(b, rest...)
+	b = append(b, ']')
+	if p.query.StreamOptions.IncludeUsage && p.query.StreamOptions.ContinuousUsage {
+		b = append(b, ',')
+		b = p.appendUsage(b)
+	} else {
+		b = append(b, p.words.usage...)
 	}
-	if p.sent[i] < len(a.ends) {
-		return
+	return append(b, "}\n\n"...)
+}
+
+// end writes what follows the last finish event.
+func (p *reply) end(b []byte) []byte {
+	if p.query.StreamOptions.IncludeUsage {
+		b = append(b, "data: "...)
+		b = append(b, p.head...)
+		b = append(b, `],`...)
+		b = p.appendUsage(b)
+		b = append(b, "}\n\n"...)
 	}
-	p.mayCut(i)
-	tail := `,"text":"","logprobs":null`
-	if p.chat {
-		tail = `,"delta":{},"logprobs":null`
-	}
-	p.event(i, string(append(appendFinish([]byte(tail), a), '}')), "", "")
+	return append(b, "data: [DONE]\n\n"...)
 }
 
 // escape returns s as it stands between quotes in JSON.
@@ -84,49 +115,4 @@ func escape(s string) string {
 		}
 	}
 	return s
-}
-
-// event writes one event about choice i.
-func (p *reply) event(i int, before, delta, after string) {
-	b := append(p.buf, "data: "...)
-	b = append(b, p.head...)
-	b = append(b, `{"index":`...)
-	b = strconv.AppendInt(b, int64(i), 10)
-	b = append(b, before...)
-	b = append(b, delta...)
-	b = append(b, after...)
-	b = append(b, ']')
-	if p.query.StreamOptions.IncludeUsage && p.query.StreamOptions.ContinuousUsage {
-		b = append(b, ',')
-		b = p.appendUsage(b)
-	}
-	p.buf = append(b, "}\n\n"...)
-}
-
-// end writes what follows the last finish event.
-func (p *reply) end() {
-	if p.query.StreamOptions.IncludeUsage {
-		b := append(p.buf, "data: "...)
-		b = append(b, p.head...)
-		b = append(b, `],`...)
-		b = p.appendUsage(b)
-		p.buf = append(b, "}\n\n"...)
-	}
-	p.buf = append(p.buf, "data: [DONE]\n\n"...)
-}
-
-// mayCut breaks the stream off if a fault says so at this token of choice i.
-// An answer that ends sooner is cut before its finish event.
-func (p *reply) mayCut(i int) {
-	ending := p.sent[i] == len(p.choices[i].answer.ends)
-	if p.cut == nil || p.out < p.cut.after && !ending {
-		return
-	}
-	if p.cut.inside {
-		whole := len(p.buf)
-		p.event(i, `,"delta":{"content":"`, "cut", `"},"logprobs":null,"finish_reason":null}`)
-		p.buf = p.buf[:whole+(len(p.buf)-whole)/2]
-	}
-	p.w.Write(p.buf)
-	p.breakOff()
 }

@@ -42,8 +42,8 @@ func appendChat(dst []uint32, messages []message, tools json.RawMessage) ([]uint
 		if dst, err = appendContent(dst, m.Content); err != nil {
 			return nil, fmt.Errorf("messages[%d].content: %w", i, err)
 		}
-		if given(m.ToolCalls) {
-			dst = appendTokens(dst, string(m.ToolCalls))
+		if dst, err = appendToolCalls(dst, m.ToolCalls); err != nil {
+			return nil, fmt.Errorf("messages[%d].tool_calls: %w", i, err)
 		}
 		dst = append(dst, tokenEnd)
 		dst = appendTokens(dst, "\n")
@@ -55,8 +55,42 @@ func appendChat(dst []uint32, messages []message, tools json.RawMessage) ([]uint
 
 func given(raw json.RawMessage) bool { return len(raw) > 0 && !bytes.Equal(raw, []byte("null")) }
 
+// appendToolCalls appends the calls of an assistant's message, with the tokens
+// they were generated with.
+func appendToolCalls(dst []uint32, raw json.RawMessage) ([]uint32, error) {
+	if !given(raw) {
+		return dst, nil
+	}
+	var calls []struct {
+		Function struct{ Name, Arguments string }
+	}
+	if err := json.Unmarshal(raw, &calls); err != nil {
+		return nil, err
+	}
+	for _, c := range calls {
+		dst = appendCall(dst, c.Function.Name, c.Function.Arguments)
+	}
+	return dst, nil
+}
+
+// imageTokens is what every image costs.
+const imageTokens = 256
+
+// appendImage appends an image: always as many tokens, which depend on its
+// address, that is on its bytes when they are in a data URL.
+func appendImage(dst []uint32, url string) []uint32 {
+	n := len(dst)
+	dst = append(dst, tokenPart)
+	dst = appendTokens(dst, fmt.Sprintf("%016x", xxhash.Sum64String(url)))
+	for len(dst) < n+imageTokens {
+		dst = append(dst, tokenPart)
+	}
+	return dst
+}
+
 // appendContent appends a message's content: null, a string, or a list of
-// parts. A part that is not text is a few tokens that depend on all of it.
+// parts. A part that is neither text nor an image is a few tokens that depend
+// on all of it.
 func appendContent(dst []uint32, raw json.RawMessage) ([]uint32, error) {
 	if !given(raw) {
 		return dst, nil
@@ -77,12 +111,19 @@ func appendContent(dst []uint32, raw json.RawMessage) ([]uint32, error) {
 		return nil, err
 	}
 	for i, p := range parts {
-		var part struct{ Type, Text string }
+		var part struct {
+			Type, Text string
+			ImageURL   struct{ URL string } `json:"image_url"`
+		}
 		if err := json.Unmarshal(p, &part); err != nil {
 			return nil, fmt.Errorf("part %d: %w", i, err)
 		}
-		if part.Type == "text" {
+		switch part.Type {
+		case "text":
 			dst = appendTokens(dst, part.Text)
+			continue
+		case "image_url":
+			dst = appendImage(dst, part.ImageURL.URL)
 			continue
 		}
 		dst = append(dst, tokenPart)

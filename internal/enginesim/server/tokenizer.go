@@ -15,10 +15,11 @@ const (
 	tokenEnd                              // ends a message
 	tokenTools                            // begins the tool definitions
 	tokenPart                             // stands for a part that is not text
+	tokenCall                             // begins the call of a tool
 	specialsEnd
 )
 
-var specials = [...]string{"<|im_start|>", "<|im_end|>", "<|tools|>", "<|part|>"}
+var specials = [...]string{"<|im_start|>", "<|im_end|>", "<|tools|>", "<|part|>", "<|call|>"}
 
 // inWord says which bytes make words: letters, digits, and all of UTF-8 beyond
 // ASCII.

@@ -14,6 +14,9 @@ import (
 // smaller.
 const maxBody = 64 << 20
 
+// maxLogprobs bounds the alternatives shown with each token.
+const maxLogprobs = 20
+
 // wireRequest is a completion or chat request. Fields that do not change what
 // is simulated are ignored, whatever they hold.
 type wireRequest struct {
@@ -22,6 +25,20 @@ type wireRequest struct {
 	Messages  []message       `json:"messages"`
 	Tools     json.RawMessage `json:"tools"`
 	CacheSalt string          `json:"cache_salt"`
+	LoRAPath  string          `json:"lora_path"` // SGLang's way to name an adapter
+
+	ToolChoice     json.RawMessage `json:"tool_choice"`
+	ResponseFormat struct {
+		Type       string `json:"type"`
+		JSONSchema struct {
+			Schema any `json:"schema"`
+		} `json:"json_schema"`
+	} `json:"response_format"`
+	StructuredOutputs struct {
+		JSON any `json:"json"`
+	} `json:"structured_outputs"`
+	Logprobs    logprobs `json:"logprobs"`
+	TopLogprobs *int     `json:"top_logprobs"`
 
 	MaxTokens           *int   `json:"max_tokens"`
 	MaxCompletionTokens *int   `json:"max_completion_tokens"`
@@ -114,51 +131,63 @@ func readJSON(r *http.Request, v any) error {
 	return badRequest("", "the body is not a valid request: %v", err)
 }
 
-// choice is one sequence to generate.
-type choice struct {
-	index  int
-	prompt int // tokens
-	max    int // tokens asked for at most
-	answer answer
-}
-
-// plan turns a request into the sequences it asks for.
-func (s *Server) plan(q *wireRequest, chat bool) ([]choice, error) {
-	if err := s.checkModel(q.Model); err != nil {
-		return nil, err
+// plan turns a request into the sequences it asks for, and says which model
+// will answer.
+func (s *Server) plan(q *wireRequest, chat bool) (choices []choice, model string, err error) {
+	served, err := s.find(q.Model, q.LoRAPath)
+	if err != nil {
+		return nil, "", err
 	}
-	n := 1
-	if q.N != nil {
-		n = *q.N
+	list, v, err := q.prompts(chat)
+	if err != nil {
+		return nil, "", err
 	}
-	switch {
-	case n < 1 || n > 128:
-		return nil, badRequest("n", "n must be 1 to 128, got %d", n)
-	case q.Echo:
-		return nil, badRequest("echo", "echo is not supported by this engine")
-	case q.MinTokens < 0:
-		return nil, badRequest("min_tokens", "min_tokens must be at least 0, got %d", q.MinTokens)
+	script, err := q.script()
+	if err != nil {
+		return nil, "", err
 	}
-	list, voice := q.Prompt, voiceMiddle
-	if chat {
-		tokens, err := appendChat(nil, q.Messages, q.Tools)
-		if err != nil {
-			return nil, badRequest("messages", "%v", err)
-		}
-		list, voice = prompts{tokens}, voiceStart
-	}
-	if len(list) == 0 {
-		return nil, badRequest("prompt", "prompt: must be given")
-	}
-	var choices []choice
 	for _, tokens := range list {
 		limit, err := s.outputLimit(q, len(tokens), chat)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		choices = append(choices, s.speak(q, tokens, n, limit, voice, len(choices))...)
+		choices = append(choices, s.speak(q, served.adapter, tokens, limit, v, script)...)
 	}
-	return choices, nil
+	return choices, served.name, nil
+}
+
+// prompts checks a request and returns the tokens of each prompt, and in which
+// voice to go on.
+func (q *wireRequest) prompts(chat bool) (prompts, voice, error) {
+	switch n := q.count(); {
+	case n < 1 || n > 128:
+		return nil, 0, badRequest("n", "n must be 1 to 128, got %d", n)
+	case q.Echo:
+		return nil, 0, badRequest("echo", "echo is not supported by this engine")
+	case q.MinTokens < 0:
+		return nil, 0, badRequest("min_tokens", "min_tokens must be at least 0, got %d", q.MinTokens)
+	case q.TopLogprobs != nil && (*q.TopLogprobs < 0 || *q.TopLogprobs > maxLogprobs) || q.Logprobs.top < 0 || q.Logprobs.top > maxLogprobs:
+		return nil, 0, badRequest("logprobs", "at most %d log probabilities per token are shown", maxLogprobs)
+	}
+	if chat {
+		tokens, err := appendChat(nil, q.Messages, q.Tools)
+		if err != nil {
+			return nil, 0, badRequest("messages", "%v", err)
+		}
+		return prompts{tokens}, voiceStart, nil
+	}
+	if len(q.Prompt) == 0 {
+		return nil, 0, badRequest("prompt", "prompt: must be given")
+	}
+	return q.Prompt, voiceMiddle, nil
+}
+
+// count is how many choices of each prompt are asked for.
+func (q *wireRequest) count() int {
+	if q.N == nil {
+		return 1
+	}
+	return *q.N
 }
 
 // outputLimit is the most tokens that may follow a prompt of the given length.
@@ -191,11 +220,21 @@ func (s *Server) outputLimit(q *wireRequest, prompt int, chat bool) (int, error)
 	return *asked, nil
 }
 
-// speak composes the n answers to one prompt.
-func (s *Server) speak(q *wireRequest, tokens []uint32, n, limit int, v voice, index int) []choice {
+// startOf is where every prompt begins: nothing is shared between adapters, nor
+// between cache salts.
+func startOf(adapter, salt string) enginesim.Context {
+	if adapter != "" {
+		salt = adapter + "\x00" + salt
+	}
+	return enginesim.NewContext(salt)
+}
+
+// speak composes the answers to one prompt.
+func (s *Server) speak(q *wireRequest, adapter string, tokens []uint32, limit int, v voice, sc script) []choice {
+	n := q.count()
 	blocks := (len(tokens) + limit) / int(enginesim.BlockTokens)
 	chain, c := enginesim.Chain(make([]uint64, 0, min(blocks, len(tokens)/int(enginesim.BlockTokens)+64)),
-		enginesim.NewContext(q.CacheSalt), tokens)
+		startOf(adapter, q.CacheSalt), tokens)
 	choices := make([]choice, n)
 	for i := range choices {
 		t := terms{seed: s.options.Seed, max: limit, min: q.MinTokens, natural: limit + 1, stops: q.Stop, keepStop: q.IncludeStop}
@@ -210,7 +249,12 @@ func (s *Server) speak(q *wireRequest, tokens []uint32, n, limit int, v voice, i
 		if n > 1 {
 			own = append(make([]uint64, 0, cap(chain)), chain...)
 		}
-		choices[i] = choice{index: index + i, prompt: len(tokens), max: limit, answer: compose(len(tokens), c, own, v, t)}
+		choices[i] = choice{prompt: len(tokens), repeat: i > 0, max: limit, adapter: adapter}
+		if sc.object || len(sc.tools) > 0 {
+			choices[i].answer = sc.recite(len(tokens), c, own, t)
+		} else {
+			choices[i].answer = compose(len(tokens), c, own, v, t)
+		}
 	}
 	return choices
 }
