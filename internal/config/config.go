@@ -31,6 +31,8 @@ type Fleet struct {
 	Limits Limits `json:"limits"`
 	// Scrape says how engines' gauges are read.
 	Scrape Scrape `json:"scrape"`
+	// Reload says how a changed file is taken on while serving.
+	Reload Reload `json:"reload"`
 	// Pools are the models served and the endpoints that serve them.
 	Pools []Pool `json:"pools"`
 }
@@ -54,8 +56,10 @@ type Limits struct {
 
 // Scrape says how engines' gauges are read.
 type Scrape struct {
-	// Interval is the time between two readings of one endpoint.
+	// Interval is the time between two readings of an endpoint that is busy.
 	Interval time.Duration `json:"interval"`
+	// IdleInterval is the time between two readings of one that is not.
+	IdleInterval time.Duration `json:"idleInterval"`
 	// Timeout is the time a reading may take.
 	Timeout time.Duration `json:"timeout"`
 }
@@ -70,11 +74,20 @@ type Pool struct {
 	Model string `json:"model"`
 	// Dialect is how the engines are spoken to; auto asks each what it is.
 	Dialect string `json:"dialect"`
-	// Endpoints are the servers. At least one.
+	// Endpoints are the servers. At least one, unless they come from elsewhere.
 	Endpoints []Endpoint `json:"endpoints"`
 	// Engine is what is known of every endpoint of the pool.
 	Engine Engine `json:"engine"`
+	// Credentials are what the gateway shows the engines; the secret stays in the
+	// environment or a file. Those of clients go no further than the gateway.
+	Credentials engine.Credentials `json:"credentials"`
+	// TLS says how https endpoints are trusted and met.
+	TLS engine.TLS `json:"tls"`
+	// HTTP2 is auto (where TLS agrees on it), off, or prior (without asking, also
+	// in clear text: h2c).
+	HTTP2 string `json:"http2"`
 
+	Sources
 	pool.Config
 }
 
@@ -133,14 +146,18 @@ func Default() Fleet {
 			MaxBodyBytes: l.MaxBody, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
 			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,
 		},
-		Scrape: Scrape{Interval: time.Second, Timeout: 2 * time.Second},
+		Reload: defaultReload(),
+		Scrape: Scrape{Interval: time.Second, IdleInterval: 5 * time.Second, Timeout: 2 * time.Second},
 	}
 }
 
 // setDefaults fills a pool before the file is decoded over it.
 func (p *Pool) setDefaults() {
 	p.Dialect = "vllm"
+	p.Credentials.Header = engine.DefaultHeader
+	p.HTTP2 = engine.HTTP2Auto
 	p.Config = pool.Default()
+	p.Sources = defaultSources()
 }
 
 // Load reads a file and returns the fleet, or every problem found, each with

@@ -26,6 +26,10 @@ func (f Fleet) Validate() []error {
 	f.Limits.validate(&errs)
 	positive(&errs, "scrape.interval", f.Scrape.Interval)
 	positive(&errs, "scrape.timeout", f.Scrape.Timeout)
+	if f.Scrape.IdleInterval < f.Scrape.Interval {
+		errs.add("scrape.idleInterval", "must be at least scrape.interval (%v), is %v", f.Scrape.Interval, f.Scrape.IdleInterval)
+	}
+	f.Reload.validate(&errs)
 	if f.Scrape.Interval > 0 && f.Scrape.Interval < minScrape {
 		errs.add("scrape.interval", "must be at least %v: reading metrics costs the engine too", minScrape)
 	}
@@ -82,9 +86,10 @@ func (p *Pool) validate(path string, errs *problems) {
 	if _, err := engine.DialectByName(p.Dialect); err != nil {
 		errs.add(path+".dialect", "%w", err)
 	}
-	if len(p.Endpoints) == 0 {
-		errs.add(path+".endpoints", "is empty: a pool needs at least one endpoint")
+	if len(p.Endpoints) == 0 && !p.any() {
+		errs.add(path+".endpoints", "is empty: a pool needs endpoints here, or endpointsFile, dns or api")
 	}
+	p.Sources.validate(path, errs)
 	urls, names := map[string]int{}, map[string]int{}
 	for i, e := range p.Endpoints {
 		at := fmt.Sprintf("%s.endpoints[%d]", path, i)
@@ -97,6 +102,15 @@ func (p *Pool) validate(path string, errs *problems) {
 		}
 	}
 	p.Engine.validate(path+".engine", errs)
+	for _, err := range p.Credentials.Validate() {
+		*errs = append(*errs, fmt.Errorf("%s.credentials.%w", path, err))
+	}
+	for _, err := range p.TLS.Validate() {
+		*errs = append(*errs, fmt.Errorf("%s.tls.%w", path, err))
+	}
+	if err := engine.CheckHTTP2(p.HTTP2); err != nil {
+		errs.add(path+".http2", "%w", err)
+	}
 	for _, err := range p.Config.Validate() {
 		*errs = append(*errs, fmt.Errorf("%s.%w", path, err))
 	}

@@ -31,7 +31,8 @@ type Loops struct {
 	Pool     *live.Pool
 	Engines  Engines
 	Dialect  engine.Dialect
-	Interval time.Duration // between two readings of one endpoint
+	Interval time.Duration // between two readings of an endpoint that is busy or failing
+	Idle     time.Duration // the longest time between two readings of one that is neither
 	Timeout  time.Duration // of one reading or probe
 	Log      *slog.Logger
 
@@ -53,6 +54,7 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 	defer timer.Stop()
 	var buf []byte
 	failing := false
+	pause := l.Interval
 	for {
 		select {
 		case <-ctx.Done():
@@ -68,9 +70,16 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 			failing = err != nil
 			l.report(e, err)
 		}
+		if failing || l.Pool.Busy(e) {
+			pause = l.Interval
+		} else {
+			// What nobody uses changes slowly; the ledger knows at once when that
+			// ends.
+			pause = min(pause*3/2, max(l.Idle, l.Interval))
+		}
 		// A tenth of jitter keeps gateways that started together from scraping
 		// together.
-		timer.Reset(l.Interval*9/10 + rand.N(l.Interval/5+1))
+		timer.Reset(pause*9/10 + rand.N(pause/5+1))
 	}
 }
 

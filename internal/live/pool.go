@@ -286,6 +286,14 @@ func (p *Pool) View(dst *fleet.Snapshot) {
 	dst.At = p.Now()
 }
 
+// Busy reports whether requests are at an endpoint, ours or, by its gauges,
+// somebody else's.
+func (p *Pool) Busy(e Endpoint) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.brain.Busy(e.ID)
+}
+
 // Shadow returns how a shadow policy compares, and false without one.
 func (p *Pool) Shadow() (pool.ShadowTally, bool) {
 	p.mu.Lock()

@@ -159,6 +159,13 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 	slices.SortFunc(dst.Endpoints, func(a, b fleet.EndpointState) int { return int(a.ID) - int(b.ID) })
 }
 
+// Busy reports whether requests are at an endpoint, ours or, by its gauges,
+// somebody else's. An endpoint that is not known is not busy.
+func (b *Brain) Busy(id fleet.EndpointID) bool {
+	slot, ok := b.slots[id]
+	return ok && b.endpoints[slot].inFlight+b.endpoints[slot].external > 0
+}
+
 func (b *Brain) cached(slot int) fleet.Tokens {
 	return fleet.Tokens(b.deps.Index.Held(slot)) * b.config.Index.KeyTokens
 }
