@@ -122,7 +122,7 @@ func (a *App) serve(publicL, adminL net.Listener) {
 		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x) }
 	}
 	a.gateway = gateway.New(gateway.Options{
-		Fleet: a.fleet, Client: a.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log, Observe: observer.Observe,
+		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log, Observe: observer.Observe,
 	})
 	adminHandler := admin.New(admin.Options{
 		Version: a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),

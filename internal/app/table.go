@@ -33,6 +33,7 @@ type table struct {
 
 	mu      sync.Mutex // held by writers
 	current atomic.Pointer[map[string]*served]
+	clients sync.Map  // *live.Pool -> *engine.Client
 	order   []*served // in the order they were opened
 }
 
@@ -40,6 +41,7 @@ type table struct {
 type served struct {
 	config  config.Pool
 	pool    *live.Pool
+	client  *engine.Client
 	loops   *control.Loops
 	models  []gateway.Model
 	journal *journalFile
@@ -122,9 +124,13 @@ func (t *table) open(c config.Pool, models []gateway.Model) error {
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", c.Name, err)
 	}
-	s := &served{config: c, models: models}
+	client, err := a.engineClient(c)
+	if err != nil {
+		return fmt.Errorf("pool %s: %w", c.Name, err)
+	}
+	s := &served{config: c, models: models, client: client}
 	s.loops = &control.Loops{
-		Engines: a.client, Dialect: dialect, Interval: a.o.Config.Scrape.Interval, Timeout: a.o.Config.Scrape.Timeout, Log: a.log,
+		Engines: client, Dialect: dialect, Interval: a.o.Config.Scrape.Interval, Idle: a.o.Config.Scrape.IdleInterval, Timeout: a.o.Config.Scrape.Timeout, Log: a.log,
 	}
 	o := live.Options{
 		Name: c.Name, Config: c.Config, Seed: a.o.Seed, Log: a.log.With("pool", c.Name),
@@ -146,6 +152,7 @@ func (t *table) open(c config.Pool, models []gateway.Model) error {
 		return err
 	}
 	s.loops.Pool = s.pool
+	t.clients.Store(s.pool, client)
 	for _, e := range c.Endpoints {
 		t.add(s, e)
 	}
@@ -159,6 +166,26 @@ func (t *table) open(c config.Pool, models []gateway.Model) error {
 func (t *table) add(s *served, e config.Endpoint) {
 	target := live.Target{Name: e.Name, URL: e.URL, Limits: s.config.Engine.Limits(), Step: s.config.Engine.StepMs.Step()}
 	s.loops.Watch(t.app.loops, s.pool.Add(target))
+}
+
+// client returns the client that speaks with a pool's engines.
+func (t *table) client(p *live.Pool) *engine.Client {
+	if c, ok := t.clients.Load(p); ok {
+		return c.(*engine.Client)
+	}
+	return t.app.client
+}
+
+// engineClient makes a client with a pool's credentials, trust and protocols.
+func (a *App) engineClient(c config.Pool) (*engine.Client, error) {
+	access, err := engine.NewAccess(c.Credentials, c.TLS)
+	if err != nil {
+		return nil, err
+	}
+	return engine.NewClient(engine.Options{
+		ConnectTimeout: a.o.Config.Limits.ConnectTimeout, ControlTimeout: a.o.Config.Scrape.Timeout,
+		Access: access, HTTP2: c.HTTP2, Log: a.log.With("pool", c.Name),
+	}), nil
 }
 
 // publishLocked makes s answer to models, unless another pool does already.
@@ -221,6 +248,7 @@ func (t *table) close() error {
 	for _, s := range t.pools() {
 		s.loops.Wait()
 		s.pool.Close()
+		s.client.Close()
 		if s.journal != nil {
 			errs = append(errs, s.journal.close())
 		}

@@ -50,7 +50,7 @@ const (
 // CheckHTTP2 refuses what Options.HTTP2 does not know.
 func CheckHTTP2(v string) error {
 	switch v {
-	case HTTP2Auto, HTTP2Off, HTTP2Prior:
+	case "", HTTP2Auto, HTTP2Off, HTTP2Prior:
 		return nil
 	}
 	return fmt.Errorf("must be auto, off or prior, is %q", v)

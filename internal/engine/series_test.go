@@ -80,8 +80,8 @@ vllm:lora_requests_info{max_lora="4",running_lora_adapters="",waiting_lora_adapt
 vllm:num_requests_running 1
 `
 
-func adapterSet(max int, names ...string) fleet.Adapters {
-	s := fleet.Adapters{Max: max}
+func adapterSet(slots int, names ...string) fleet.Adapters {
+	s := fleet.Adapters{Max: slots}
 	for _, n := range names {
 		s.Add(fleet.AdapterOf(n))
 	}

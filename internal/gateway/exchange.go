@@ -222,7 +222,7 @@ func (x *exchange) attempt(o live.Order) bool {
 	x.ticket.Sent(func() { cancel(errStopped) })
 	first := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
 	defer first.Stop()
-	resp, failure, err := x.g.o.Client.Send(ctx, o.Endpoint.URL, x.r.URL.Path, x.engineHeader(), x.body)
+	resp, failure, err := x.g.o.ClientFor(x.pool).Send(ctx, o.Endpoint.URL, x.r.URL.Path, x.engineHeader(), x.body)
 	if err != nil {
 		return x.failed(ctx, failure, err)
 	}

@@ -87,8 +87,11 @@ type Access struct {
 type Options struct {
 	Fleet  Fleet
 	Client *engine.Client
-	Limits Limits
-	Log    *slog.Logger
+	// ClientFor returns the client with which a pool's engines are spoken to;
+	// without it that is Client.
+	ClientFor func(*live.Pool) *engine.Client
+	Limits    Limits
+	Log       *slog.Logger
 	// Observe is told of every request at its end.
 	Observe func(*Access)
 }
@@ -109,6 +112,9 @@ func New(o Options) *Gateway {
 	}
 	if o.Observe == nil {
 		o.Observe = func(*Access) {}
+	}
+	if o.ClientFor == nil {
+		o.ClientFor = func(*live.Pool) *engine.Client { return o.Client }
 	}
 	o.Limits = o.Limits.withDefaults()
 	g := &Gateway{o: o, mux: http.NewServeMux()}
