@@ -33,6 +33,7 @@ type exchange struct {
 	kind api.Kind
 
 	access    Access
+	trace     Trace
 	start     time.Time
 	body      []byte
 	req       api.Request
@@ -51,6 +52,8 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, kind api.Kind) {
 	x := &exchange{g: g, w: w, rc: http.NewResponseController(w), r: r, kind: kind, start: time.Now()}
 	x.access = Access{ID: requestID(r), Method: r.Method, Path: r.URL.Path, Remote: r.RemoteAddr}
 	w.Header().Set("X-Request-Id", x.access.ID)
+	x.trace = g.o.Trace(r, x.access.ID)
+	x.access.TraceID = x.trace.ID()
 	defer x.finish()
 	x.run()
 }
@@ -109,6 +112,7 @@ func (x *exchange) finish() {
 	if x.ticket != nil {
 		x.access.Decisions = x.ticket.Decisions()
 	}
+	x.trace.End(&x.access)
 	x.g.o.Observe(&x.access)
 	if abort || x.access.Status == statusGone {
 		panic(http.ErrAbortHandler)
@@ -222,7 +226,9 @@ func (x *exchange) attempt(o live.Order) bool {
 	x.ticket.Sent(func() { cancel(errStopped) })
 	first := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
 	defer first.Stop()
-	resp, failure, err := x.g.o.ClientFor(x.pool).Send(ctx, o.Endpoint.URL, x.r.URL.Path, x.engineHeader(), x.body)
+	header := x.engineHeader()
+	x.trace.Attempt(&x.access, header)
+	resp, failure, err := x.g.o.ClientFor(x.pool).Send(ctx, o.Endpoint.URL, x.r.URL.Path, header, x.body)
 	if err != nil {
 		return x.failed(ctx, failure, err)
 	}
@@ -253,6 +259,7 @@ func (x *exchange) failed(ctx context.Context, f fleet.Failure, err error) bool 
 		f, err = engine.Classify(cause), fmt.Errorf("%w (%w)", cause, err)
 	}
 	x.access.Failure, x.access.Err = f, err
+	x.trace.Failed(f)
 	return x.ticket.Failed(f, false)
 }
 

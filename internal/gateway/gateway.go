@@ -81,6 +81,8 @@ type Access struct {
 	// Decisions are the records of its placements, one per attempt; nil for a
 	// request that never reached a pool.
 	Decisions []fleet.Decision
+	// TraceID names the trace the request is part of; "" when it is not traced.
+	TraceID string
 }
 
 // Options are what a Gateway is made of. Fleet and Client are required.
@@ -94,6 +96,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Observe is told of every request at its end.
 	Observe func(*Access)
+	// Trace begins to follow a request of the given id; nil follows none.
+	Trace func(r *http.Request, id string) Trace
 }
 
 // Gateway is an http.Handler for the public port.
@@ -112,6 +116,9 @@ func New(o Options) *Gateway {
 	}
 	if o.Observe == nil {
 		o.Observe = func(*Access) {}
+	}
+	if o.Trace == nil {
+		o.Trace = startNoTrace
 	}
 	if o.ClientFor == nil {
 		o.ClientFor = func(*live.Pool) *engine.Client { return o.Client }
