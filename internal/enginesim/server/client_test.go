@@ -151,6 +151,74 @@ func stream(t testing.TB, url string, request map[string]any) []body {
 	return events(t, raw)
 }
 
+// named is one event of a stream whose events have names.
+type named struct {
+	name string
+	data map[string]any
+}
+
+// namedEvents splits such a stream and checks that the names agree with the
+// types in the data.
+func namedEvents(t testing.TB, raw []byte) []named {
+	t.Helper()
+	parts := strings.Split(string(raw), "\n\n")
+	if parts[len(parts)-1] != "" {
+		t.Fatalf("the stream does not end with an event:\n%s", raw)
+	}
+	var evs []named
+	for _, p := range parts[:len(parts)-1] {
+		first, second, _ := strings.Cut(p, "\n")
+		name, ok := strings.CutPrefix(first, "event: ")
+		text, ok2 := strings.CutPrefix(second, "data: ")
+		e := named{name: name}
+		if err := json.Unmarshal([]byte(text), &e.data); !ok || !ok2 || err != nil || e.data["type"] != name {
+			t.Fatalf("event %q: %v", p, err)
+		}
+		evs = append(evs, e)
+	}
+	return evs
+}
+
+// names returns the names of events, equal ones in a row once.
+func names(evs []named) []string {
+	var list []string
+	for _, e := range evs {
+		if len(list) == 0 || list[len(list)-1] != e.name {
+			list = append(list, e.name)
+		}
+	}
+	return list
+}
+
+// at follows keys and indexes into decoded JSON; nil where there is nothing.
+func at(v any, path ...any) any {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[p]
+		case int:
+			l, _ := v.([]any)
+			if p >= len(l) {
+				return nil
+			}
+			v = l[p]
+		}
+	}
+	return v
+}
+
+// object posts and decodes a whole answer of any shape.
+func object(t testing.TB, url string, body any, want int) map[string]any {
+	t.Helper()
+	status, raw := post(t, url, body)
+	var m map[string]any
+	if err := json.Unmarshal(raw, &m); err != nil || status != want {
+		t.Fatalf("status %d, want %d: %s", status, want, raw)
+	}
+	return m
+}
+
 func user(text string) []map[string]any {
 	return []map[string]any{{"role": "user", "content": text}}
 }

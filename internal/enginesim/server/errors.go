@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // apiError is an error in the API's own shape.
@@ -32,13 +33,18 @@ var kinds = map[int]string{
 	http.StatusServiceUnavailable:    "ServiceUnavailableError",
 }
 
-// writeError answers with err; what is not an apiError is the client's fault,
+// asAPIError returns err as clients see it; what is not an apiError is the client's fault,
 // for the engine itself does not fail.
-func writeError(w http.ResponseWriter, err error) {
-	e, ok := errors.AsType[*apiError](err)
-	if !ok {
-		e = badRequest("", "%v", err)
+func asAPIError(err error) *apiError {
+	if e, ok := errors.AsType[*apiError](err); ok {
+		return e
 	}
+	return badRequest("", "%v", err)
+}
+
+// writeError answers with err in vLLM's shape.
+func writeError(w http.ResponseWriter, err error) {
+	e := asAPIError(err)
 	var body struct {
 		Error struct {
 			Message string  `json:"message"`
@@ -59,7 +65,12 @@ func writeError(w http.ResponseWriter, err error) {
 
 // fail answers r with err, in the shape that its route's clients expect.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	writeError(w, err)
+	switch {
+	case strings.HasPrefix(r.URL.Path, "/v1/messages") && !s.options.NoMessages:
+		writeAnthropicError(w, asAPIError(err))
+	default:
+		writeError(w, err)
+	}
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

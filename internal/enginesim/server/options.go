@@ -41,6 +41,10 @@ type Options struct {
 	LoRAs    []string
 	MaxLoRAs int  // adapters running at once; 0: 1
 	LoadLoRA bool // adapters can be loaded and unloaded
+
+	// Parts of the surface that older engines lack.
+	NoMessages  bool // Anthropic's API
+	NoResponses bool // OpenAI's responses API
 }
 
 // hasLoRA reports whether the engine was started for adapters at all.

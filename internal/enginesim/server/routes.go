@@ -15,6 +15,22 @@ func (s *Server) routes() http.Handler {
 	}
 	add("POST", "/v1/chat/completions", true, s.complete(true))
 	add("POST", "/v1/completions", true, s.complete(false))
+	if !s.options.NoMessages {
+		add("POST", "/v1/messages", true, s.createMessage)
+		add("POST", "/v1/messages/count_tokens", false, s.countMessageTokens)
+	}
+	if !s.options.NoResponses {
+		add("POST", "/v1/responses", true, s.createResponse)
+		add("GET", "/v1/responses/{id}", false, s.showResponse)
+		add("POST", "/v1/responses/{id}/cancel", false, s.cancelResponse)
+	}
+	add("POST", "/v1/embeddings", true, s.createEmbeddings)
+	for _, path := range []string{"/rerank", "/v1/rerank", "/v2/rerank"} {
+		add("POST", path, true, s.rerank)
+	}
+	for _, path := range []string{"/score", "/v1/score"} {
+		add("POST", path, true, s.score)
+	}
 	add("GET", "/v1/models", false, s.listModels)
 	add("POST", "/tokenize", false, s.tokenize)
 	add("POST", "/detokenize", false, s.detokenize)

@@ -38,6 +38,9 @@ type Server struct {
 	close  func()
 	load   atomic.Int64 // requests under way
 
+	responses  responseStore
+	background sync.WaitGroup // what later started
+
 	mu       sync.Mutex // guards everything below
 	engine   *enginesim.Engine
 	throttle *throttle
@@ -113,6 +116,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Run drives the engine on the wall clock until ctx ends or Close is called.
 // Unanswered requests are then broken off. It may be called once.
 func (s *Server) Run(ctx context.Context) {
+	defer s.finishBackground()
 	defer s.close()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -136,6 +140,27 @@ func (s *Server) Run(ctx context.Context) {
 // Close stops the engine and breaks off unanswered requests. It does not wait
 // for Run to return.
 func (s *Server) Close() { s.close() }
+
+// later runs work that no client waits for, until the engine stops; it must end
+// then. It reports whether it does.
+func (s *Server) later(work func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closed:
+		return false
+	default:
+		s.background.Go(work)
+		return true
+	}
+}
+
+// finishBackground waits for the end of that work once the engine is closed.
+func (s *Server) finishBackground() {
+	s.mu.Lock()   // whoever is in later has begun
+	s.mu.Unlock() //nolint:staticcheck // SA2001: nothing is left to do under it
+	s.background.Wait()
+}
 
 // now is the wall clock on the engine's scale.
 func (s *Server) now() fleet.Time { return fleet.Time(time.Since(s.epoch)) }
@@ -223,6 +248,29 @@ func (s *Server) dropLocked(c *call) {
 		}
 	}
 	nudge(s.wake)
+}
+
+// abort ends what is left of a call; its handler answers with what there is. It
+// reports whether anything was left.
+func (s *Server) abort(c *call) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.abortLocked(c)
+}
+
+func (s *Server) abortLocked(c *call) bool {
+	found := false
+	for i, id := range c.ids {
+		if s.legs[id] != nil {
+			found = true
+			s.engine.Abort(s.now(), id)
+			delete(s.legs, id)
+			c.legs[i].state.Store(legAborted)
+		}
+	}
+	nudge(c.wake)
+	nudge(s.wake)
+	return found
 }
 
 // Stats returns the engine's gauges and counters.

@@ -84,7 +84,7 @@ func (p *prompts) UnmarshalJSON(raw []byte) error {
 	case json.Unmarshal(raw, &lists) == nil:
 		*p = lists
 	default:
-		return errors.New("prompt: must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+		return errors.New("prompt or input: must be a string, a list of strings, a list of token ids or a list of lists of token ids")
 	}
 	return nil
 }
