@@ -215,6 +215,7 @@ func (x *exchange) open() {
 	prompt := x.req.PromptTokens(x.g.ratios.get(x.req.Model))
 	x.access.Prompt = prompt
 	chain, keyTokens := x.req.Chain(x.chain[:0], x.kind, prompt)
+	x.access.Arrived = time.Now()
 	x.ticket = x.pool.Open(x.access.ID, &pool.Arrive{Prompt: prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens})
 }
 

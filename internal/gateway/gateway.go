@@ -83,6 +83,8 @@ type Access struct {
 	Decisions []fleet.Decision
 	// TraceID names the trace the request is part of; "" when it is not traced.
 	TraceID string
+	// Arrived is when the request came before its pool; zero when it never did.
+	Arrived time.Time
 }
 
 // Options are what a Gateway is made of. Fleet and Client are required.
