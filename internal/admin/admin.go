@@ -28,6 +28,10 @@ type Options struct {
 	Ring    *obs.Ring
 	Metrics http.Handler
 	Ready   func() bool
+	Fleet   Fleet
+	Reload  func() ReloadState
+	// RegisterToken lets engines register themselves; "" lets nobody.
+	RegisterToken string
 	// Token, when set, must come as a bearer token with every request. Without
 	// one only requests to a loopback name are answered, so that a web page
 	// elsewhere cannot read this port through a browser.
@@ -51,13 +55,21 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /api/status", a.status)
 	mux.HandleFunc("GET /api/decisions", a.decisions)
 	mux.HandleFunc("GET /api/decisions/{id}", a.decision)
+	mux.HandleFunc("POST /api/endpoints", a.putEndpoint)
+	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}", a.deleteEndpoint)
+	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/drain", a.drainEndpoint)
+	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}/drain", a.undrainEndpoint)
 	mux.Handle("GET /metrics", o.Metrics)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return a.guard(mux)
+	all := http.NewServeMux()
+	all.Handle("/", a.guard(mux))
+	// Engines have a token of their own and come from elsewhere.
+	all.HandleFunc("POST /api/register", a.register)
+	return all
 }
 
 // CheckListen refuses an address that others can reach when there is no token.
@@ -110,6 +122,10 @@ func (a *adminPort) index(w http.ResponseWriter, _ *http.Request) {
 GET /api/status            pools, endpoints, counts
 GET /api/decisions         the latest requests and why they went where they did (?limit=N, ?pool=NAME)
 GET /api/decisions/{id}    one request
+POST /api/endpoints        {"pool","url","name","lease"}: add one, or renew its lease
+DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
+POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again
+POST /api/register         the same as POST /api/endpoints, for engines with --register-token
 GET /metrics               Prometheus
 GET /healthz, /readyz
 GET /debug/pprof/`)
@@ -128,6 +144,7 @@ type Status struct {
 	Version string       `json:"version"`
 	Started time.Time    `json:"started"`
 	Ready   bool         `json:"ready"`
+	Reload  ReloadState  `json:"configuration"`
 	Ring    RingStatus   `json:"decisionRing"`
 	Pools   []PoolStatus `json:"pools"`
 }
@@ -170,7 +187,7 @@ type EndpointStatus struct {
 }
 
 func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
-	s := Status{Version: a.o.Version, Started: a.o.Started, Ready: a.o.Ready(), Pools: []PoolStatus{}}
+	s := Status{Version: a.o.Version, Started: a.o.Started, Ready: a.o.Ready(), Reload: a.o.Reload(), Pools: []PoolStatus{}}
 	s.Ring.Records, s.Ring.Bytes, s.Ring.Total = a.o.Ring.Size()
 	var snap fleet.Snapshot
 	for _, p := range a.o.Pools() {

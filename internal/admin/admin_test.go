@@ -30,6 +30,7 @@ func handler(t *testing.T, token string) (http.Handler, *obs.Ring) {
 		Pools:   func() []PoolInfo { return []PoolInfo{{Pool: p, Models: []string{"m"}, Policy: "p2c"}} },
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "metrics") }),
 		Ready:   func() bool { return false },
+		Reload:  func() ReloadState { return ReloadState{Result: "started"} },
 	}), ring
 }
 

@@ -4,6 +4,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,14 @@ type Options struct {
 	Log         *slog.Logger
 	AccessLog   bool
 
+	ConfigPath string          // the file Config was read from; "" for none
+	Reload     <-chan struct{} // asks to read ConfigPath again; may be nil
+
+	// RegisterToken lets engines register themselves with the admin port; ""
+	// lets nobody.
+	RegisterToken string
+	TLS           TLS // of the public port
+
 	DrainDelay   time.Duration // not ready, still accepting
 	DrainTimeout time.Duration // for open requests to end
 }
@@ -49,7 +58,6 @@ type Options struct {
 const (
 	headerTimeout = 10 * time.Second
 	keepAlive     = 2 * time.Minute
-	maxHeader     = 64 << 10
 )
 
 // App is a running gateway.
@@ -68,13 +76,18 @@ type App struct {
 	servers                 sync.WaitGroup
 	stopLoops               context.CancelFunc
 	loops                   context.Context //nolint:containedctx // the lifetime of all loops, ended by Close
-	discovering             sync.WaitGroup
+	background              sync.WaitGroup
+	reloader                *reloader
 	publicFailed, adminFail chan error
 }
 
 // Start opens the ports and begins to serve. On error nothing is left running.
 func Start(o Options) (*App, error) {
 	if err := admin.CheckListen(o.AdminListen, o.AdminToken); err != nil {
+		return nil, err
+	}
+	secure, err := o.TLS.config(o.Log)
+	if err != nil {
 		return nil, err
 	}
 	a := &App{o: o, log: o.Log, started: time.Now(), publicFailed: make(chan error, 1), adminFail: make(chan error, 1)}
@@ -97,56 +110,74 @@ func Start(o Options) (*App, error) {
 		adminL.Close()
 		return nil, errors.Join(err, a.closePools())
 	}
-	a.serve(publicL, adminL)
+	a.reloader = newReloader(a)
+	a.serve(publicL, adminL, secure)
+	a.background.Go(func() { a.reloader.run(a.loops, o.Reload) })
 	a.gateway.SetReady()
 	return a, nil
 }
 
 func (a *App) openPools() error {
 	for i := range a.o.Config.Pools {
-		if err := a.fleet.open(a.o.Config.Pools[i], []gateway.Model{{ID: a.o.Config.Pools[i].Model, Created: a.started}}); err != nil {
+		if _, err := a.fleet.open(a.o.Config.Pools[i], a.modelsOf(a.o.Config.Pools[i])); err != nil {
 			return err
 		}
 	}
 	if len(a.o.Discover) > 0 {
-		a.discovering.Go(func() {
+		a.background.Go(func() {
 			discovery.Static(a.loops, a.o.Discover, a.client, a.log, a.fleet.found)
 		})
 	}
 	return nil
 }
 
-func (a *App) serve(publicL, adminL net.Listener) {
+// modelsOf returns the models that a pool of the file answers to.
+func (a *App) modelsOf(c config.Pool) []gateway.Model {
+	return []gateway.Model{{ID: c.Model, Created: a.started}}
+}
+
+func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 	observer := obs.Observer{Metrics: a.metrics, Ring: a.ring}
 	if a.o.AccessLog {
 		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x) }
 	}
 	a.gateway = gateway.New(gateway.Options{
-		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log, Observe: observer.Observe,
+		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log,
+		Observe: func(x *gateway.Access) { observer.Observe(x); a.reloader.observe(x) },
 	})
 	adminHandler := admin.New(admin.Options{
 		Version: a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),
-		Ready: a.gateway.Ready, Token: a.o.AdminToken,
+		Ready: a.gateway.Ready, Token: a.o.AdminToken, Fleet: a.fleet, Reload: a.reloader.State, RegisterToken: a.o.RegisterToken,
 	})
 	errorLog := slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
 	newServer := func(h http.Handler) *http.Server {
-		return &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: maxHeader, ErrorLog: errorLog}
+		return &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: a.o.Config.Limits.MaxHeaderBytes, ErrorLog: errorLog}
 	}
 	a.public, a.admin = newServer(a.gateway), newServer(adminHandler)
 	a.publicAddr, a.adminAddr = publicL.Addr().String(), adminL.Addr().String()
+	a.public.TLSConfig = secure
 	run := func(s *http.Server, l net.Listener, failed chan<- error) {
 		a.servers.Go(func() {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			serve := s.Serve
+			if s.TLSConfig != nil {
+				serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
+			}
+			if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 				failed <- err
 			}
 		})
 	}
-	run(a.public, publicL, a.publicFailed)
+	run(a.public, boundListener(publicL, a.o.Config.Limits.MaxConnections), a.publicFailed)
 	run(a.admin, adminL, a.adminFail)
 }
 
 // URL returns the public base URL.
-func (a *App) URL() string { return "http://" + a.publicAddr }
+func (a *App) URL() string {
+	if a.o.TLS.Enabled() {
+		return "https://" + a.publicAddr
+	}
+	return "http://" + a.publicAddr
+}
 
 // AdminURL returns the admin base URL.
 func (a *App) AdminURL() string { return "http://" + a.adminAddr }
@@ -208,7 +239,7 @@ func (a *App) cut() error {
 // closePools ends what openPools began.
 func (a *App) closePools() error {
 	a.stopLoops()
-	a.discovering.Wait()
+	a.background.Wait()
 	err := a.fleet.close()
 	a.client.Close()
 	return err

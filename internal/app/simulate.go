@@ -9,7 +9,6 @@ import (
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/perf"
-	"penstock.dev/penstock/internal/pool"
 )
 
 // Simulated is an embedded fleet of simulated engines, each a real server on a
@@ -34,7 +33,8 @@ func Simulate(o server.Options, replicas int) (*Simulated, error) {
 	if replicas < 1 || replicas > maxReplicas {
 		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, replicas)
 	}
-	s := &Simulated{Pool: config.Pool{Name: "sim", Dialect: "vllm", Config: pool.Default()}}
+	s := &Simulated{Pool: config.DefaultPool()}
+	s.Pool.Name = "sim"
 	for i := range replicas {
 		o.Replica = i
 		n, err := server.Listen("127.0.0.1:0", server.Config{Options: o})

@@ -41,6 +41,11 @@ type Fleet struct {
 type Limits struct {
 	// MaxBodyBytes is the largest request body, in bytes.
 	MaxBodyBytes int64 `json:"maxBodyBytes"`
+	// MaxHeaderBytes is the largest request header, in bytes.
+	MaxHeaderBytes int `json:"maxHeaderBytes"`
+	// MaxConnections is how many client connections may be open at once; 0 does
+	// not bound them.
+	MaxConnections int `json:"maxConnections"`
 	// BodyTimeout is the time a request body may take to arrive.
 	BodyTimeout time.Duration `json:"bodyTimeout"`
 	// ConnectTimeout is the time to connect to an engine.
@@ -143,12 +148,19 @@ func Default() Fleet {
 	return Fleet{
 		APIVersion: APIVersion, Kind: Kind,
 		Limits: Limits{
-			MaxBodyBytes: l.MaxBody, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
+			MaxBodyBytes: l.MaxBody, MaxHeaderBytes: 64 << 10, MaxConnections: 20_000, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
 			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,
 		},
 		Reload: defaultReload(),
 		Scrape: Scrape{Interval: time.Second, IdleInterval: 5 * time.Second, Timeout: 2 * time.Second},
 	}
+}
+
+// DefaultPool returns a pool that sets nothing.
+func DefaultPool() Pool {
+	var p Pool
+	p.setDefaults()
+	return p
 }
 
 // setDefaults fills a pool before the file is decoded over it.

@@ -72,6 +72,12 @@ func (l Limits) validate(errs *problems) {
 	if l.MaxBodyBytes < 1 {
 		errs.add("limits.maxBodyBytes", "must be at least 1, is %d", l.MaxBodyBytes)
 	}
+	if l.MaxHeaderBytes < 1024 {
+		errs.add("limits.maxHeaderBytes", "must be at least 1024, is %d", l.MaxHeaderBytes)
+	}
+	if l.MaxConnections < 0 {
+		errs.add("limits.maxConnections", "must not be negative, is %d", l.MaxConnections)
+	}
 	positive(errs, "limits.bodyTimeout", l.BodyTimeout)
 	positive(errs, "limits.connectTimeout", l.ConnectTimeout)
 	positive(errs, "limits.firstByteTimeout", l.FirstByteTimeout)

@@ -82,6 +82,12 @@ func (r *Registry) notify() {
 	}
 }
 
+// List returns the endpoints whose lease has not run out, by name.
+func (r *Registry) List() []Endpoint {
+	list, _ := r.sweep(time.Now())
+	return list
+}
+
 // Name implements Source.
 func (r *Registry) Name() string { return "API" }
 

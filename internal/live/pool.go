@@ -286,12 +286,21 @@ func (p *Pool) View(dst *fleet.Snapshot) {
 	dst.At = p.Now()
 }
 
+// InFlight returns how many of our requests are at an endpoint.
+func (p *Pool) InFlight(e Endpoint) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ours, _ := p.brain.Requests(e.ID)
+	return ours
+}
+
 // Busy reports whether requests are at an endpoint, ours or, by its gauges,
 // somebody else's.
 func (p *Pool) Busy(e Endpoint) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.brain.Busy(e.ID)
+	ours, others := p.brain.Requests(e.ID)
+	return ours+others > 0
 }
 
 // Shadow returns how a shadow policy compares, and false without one.

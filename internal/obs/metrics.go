@@ -24,6 +24,7 @@ type Metrics struct {
 	retries  *prometheus.CounterVec
 	failures *prometheus.CounterVec
 	ejected  *prometheus.CounterVec
+	reloads  *prometheus.CounterVec
 	queue    *prometheus.HistogramVec
 	ttft     *prometheus.HistogramVec
 	itl      *prometheus.HistogramVec
@@ -56,6 +57,7 @@ func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
 	m.retries = counter("penstock_retries_total", "Attempts after the first.", "pool")
 	m.failures = counter("penstock_failed_attempts_total", "Last attempts that failed, by kind.", "pool", "kind")
 	m.ejected = counter("penstock_endpoint_ejections_total", "Times an endpoint was taken out.", "pool", "endpoint", "cause")
+	m.reloads = counter("penstock_reloads_total", "Reloads of the Fleet file, by result.", "result")
 	m.queue = histogram("penstock_queue_seconds", "Time from arrival to first dispatch.", seconds)
 	m.ttft = histogram("penstock_ttft_seconds", "Time from arrival to the first token of a stream.", seconds)
 	m.itl = histogram("penstock_itl_seconds", "Median time between tokens of a stream.", seconds)
@@ -118,6 +120,9 @@ func (m *Metrics) observePrediction(pool string, a *gateway.Access) {
 		m.ttftOff.WithLabelValues(pool).Observe(believed.Seconds() / measured.Seconds())
 	}
 }
+
+// Reloaded counts a reload by its result.
+func (m *Metrics) Reloaded(result string) { m.reloads.WithLabelValues(result).Inc() }
 
 // Ejected counts an endpoint taken out.
 func (m *Metrics) Ejected(pool, endpoint string, state health.State, cause fleet.Failure) {

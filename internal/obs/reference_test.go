@@ -33,6 +33,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 	m.Observe(a)
 	a.Attempts = 1
 	m.Observe(a)
+	m.Reloaded("applied")
 	m.Ejected("p", "e1", health.Ejected, fleet.FailConnect)
 	families, err := m.registry.Gather()
 	if err != nil {

@@ -159,11 +159,14 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 	slices.SortFunc(dst.Endpoints, func(a, b fleet.EndpointState) int { return int(a.ID) - int(b.ID) })
 }
 
-// Busy reports whether requests are at an endpoint, ours or, by its gauges,
-// somebody else's. An endpoint that is not known is not busy.
-func (b *Brain) Busy(id fleet.EndpointID) bool {
+// Requests returns how many requests are at an endpoint: ours, and by its gauges
+// those of others. An endpoint that is not known has none.
+func (b *Brain) Requests(id fleet.EndpointID) (ours, others int) {
 	slot, ok := b.slots[id]
-	return ok && b.endpoints[slot].inFlight+b.endpoints[slot].external > 0
+	if !ok {
+		return 0, 0
+	}
+	return b.endpoints[slot].inFlight, b.endpoints[slot].external
 }
 
 func (b *Brain) cached(slot int) fleet.Tokens {

@@ -1,0 +1,117 @@
+package admin
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"penstock.dev/penstock/internal/discovery"
+)
+
+// Fleet is what the admin port may change.
+type Fleet interface {
+	// PutEndpoint adds an endpoint to a pool or renews its lease; lease 0 is for
+	// ever. It returns the endpoint with its name filled in.
+	PutEndpoint(pool string, e discovery.Endpoint, lease time.Duration) (discovery.Endpoint, error)
+	// DeleteEndpoint takes one out that was put in over the API. It may finish
+	// what it has for as long as drain says; 0 is the pool's own time.
+	DeleteEndpoint(pool, name string, drain time.Duration) error
+	// HoldEndpoint gives an endpoint nothing new, whatever its source, or lets it
+	// serve again.
+	HoldEndpoint(pool, name string, on bool) error
+}
+
+// ReloadState tells how the last reload of the Fleet file went.
+type ReloadState struct {
+	At       time.Time `json:"at"`
+	Result   string    `json:"result"` // started, applied, refused or rolled back
+	Problems []string  `json:"problems,omitempty"`
+}
+
+// endpointRequest is the body of POST /api/endpoints and /api/register.
+type endpointRequest struct {
+	Pool  string `json:"pool"`
+	Name  string `json:"name"`
+	URL   string `json:"url"`
+	Lease string `json:"lease"` // a duration such as 30s
+}
+
+// maxRequest is the largest body the admin port reads.
+const maxRequest = 64 << 10
+
+func (a *adminPort) putEndpoint(w http.ResponseWriter, r *http.Request) {
+	a.put(w, r, 0)
+}
+
+// defaultLease is that of an engine that registers itself and names none.
+const defaultLease = time.Minute
+
+// register is putEndpoint for engines themselves: with a token of its own and
+// always with a lease, so that one that dies is forgotten.
+func (a *adminPort) register(w http.ResponseWriter, r *http.Request) {
+	got, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	switch {
+	case a.o.RegisterToken == "":
+		fail(w, http.StatusNotFound, "engines cannot register themselves here: start with --register-token")
+	case !bearer || subtle.ConstantTimeCompare([]byte(got), []byte(a.o.RegisterToken)) != 1:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		fail(w, http.StatusUnauthorized, "registration wants its token: Authorization: Bearer …")
+	default:
+		a.put(w, r, defaultLease)
+	}
+}
+
+func (a *adminPort) put(w http.ResponseWriter, r *http.Request, lease time.Duration) {
+	var req endpointRequest
+	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&req); err != nil {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("the body must be {\"pool\":…, \"url\":…, \"name\":…, \"lease\":\"30s\"}: %v", err))
+		return
+	}
+	if req.Lease != "" {
+		var err error
+		if lease, err = time.ParseDuration(req.Lease); err != nil || lease <= 0 {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("lease: must be a positive duration such as 30s, is %q", req.Lease))
+			return
+		}
+	}
+	e, err := a.o.Fleet.PutEndpoint(req.Pool, discovery.Endpoint{Name: req.Name, URL: req.URL}, lease)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	reply(w, http.StatusOK, map[string]string{"pool": req.Pool, "name": e.Name, "url": e.URL, "lease": lease.String()})
+}
+
+func (a *adminPort) deleteEndpoint(w http.ResponseWriter, r *http.Request) {
+	drain := time.Duration(0)
+	if v := r.URL.Query().Get("drain"); v != "" {
+		var err error
+		if drain, err = time.ParseDuration(v); err != nil || drain <= 0 {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("drain: must be a positive duration such as 30s, is %q", v))
+			return
+		}
+	}
+	a.change(w, a.o.Fleet.DeleteEndpoint(r.PathValue("pool"), r.PathValue("name"), drain))
+}
+
+func (a *adminPort) drainEndpoint(w http.ResponseWriter, r *http.Request) {
+	a.change(w, a.o.Fleet.HoldEndpoint(r.PathValue("pool"), r.PathValue("name"), true))
+}
+
+func (a *adminPort) undrainEndpoint(w http.ResponseWriter, r *http.Request) {
+	a.change(w, a.o.Fleet.HoldEndpoint(r.PathValue("pool"), r.PathValue("name"), false))
+}
+
+func (a *adminPort) change(w http.ResponseWriter, err error) {
+	if err != nil {
+		fail(w, http.StatusNotFound, err.Error())
+		return
+	}
+	reply(w, http.StatusOK, map[string]string{"result": "ok"})
+}
