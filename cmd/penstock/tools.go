@@ -38,6 +38,7 @@ type engineCmd struct {
 	LoadLoRA     bool          `name:"load-lora" help:"Let adapters be loaded and unloaded over HTTP."`
 	NoMessages   bool          `name:"no-messages" help:"Do not speak Anthropic's API."`
 	NoResponses  bool          `name:"no-responses" help:"Do not speak OpenAI's responses API."`
+	NoMetrics    bool          `name:"no-metrics" help:"Show no metrics, as SGLang does unless asked to."`
 	Grace        time.Duration `default:"10s" help:"After a signal, let open requests run for so long."`
 }
 
@@ -63,7 +64,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
 			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
 			Engine: c.Engine, LoRAs: c.LoRA, MaxLoRAs: c.MaxLoRAs, LoadLoRA: c.LoadLoRA,
-			NoMessages: c.NoMessages, NoResponses: c.NoResponses,
+			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
 		},
 	})

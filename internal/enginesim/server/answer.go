@@ -32,7 +32,8 @@ func (s *Server) complete(chat bool) http.HandlerFunc {
 			s.fail(w, r, err)
 			return
 		}
-		p := &reply{query: &q, chat: chat, model: model, words: s.wording(chat), id: requestID(r)}
+		p := &reply{query: &q, chat: chat, model: model, words: s.wording(chat), id: q.RID}
+		fill(&p.id, requestID(r))
 		p.head = p.makeHead()
 		if p.generation, err = s.begin(r.Context(), p.id, choices); err != nil {
 			s.fail(w, r, err)
@@ -120,9 +121,7 @@ func (p *reply) appendContent(b []byte, i int) []byte {
 		b = append(b, text...)
 		return append(b, p.words.noTools...)
 	}
-	b = append(b, `,"message":{"role":"assistant","content":`...)
-	b = append(b, p.words.noContent...)
-	b = append(b, `,"tool_calls":[{"id":`...)
+	b = append(b, `,"message":{"role":"assistant","content":null,"tool_calls":[{"id":`...)
 	b = append(b, quote(p.toolID(i))...)
 	b = append(b, p.words.toolIndex...)
 	b = append(b, `,"type":"function","function":{"name":`...)
@@ -140,10 +139,14 @@ func (p *reply) appendFinish(b []byte, i int) []byte {
 	b = append(b, `,"finish_reason":"`...)
 	b = append(b, p.reason(i)...)
 	b = append(b, p.words.stop...)
-	if stop := p.choices[i].answer.stop; stop != "" && p.reason(i) == "stop" {
-		return append(b, quote(stop)...)
+	stop := p.choices[i].answer.stop
+	switch {
+	case p.reason(i) != "stop":
+		return append(b, "null"...)
+	case stop == "":
+		return append(b, p.words.eos...)
 	}
-	return append(b, "null"...)
+	return append(b, quote(stop)...)
 }
 
 // appendUsage appends the usage member as of now.
@@ -157,5 +160,7 @@ func (p *reply) appendUsage(b []byte) []byte {
 	number(`,"total_tokens":`, t.prompt+t.out)
 	number(`,"completion_tokens":`, t.out)
 	number(`,"prompt_tokens_details":{"cached_tokens":`, t.cached)
-	return append(b, `}}`...)
+	b = append(b, '}')
+	b = append(b, p.words.usageTail...)
+	return append(b, '}')
 }

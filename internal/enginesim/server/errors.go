@@ -33,6 +33,13 @@ var kinds = map[int]string{
 	http.StatusServiceUnavailable:    "ServiceUnavailableError",
 }
 
+func kindOf(status int) string {
+	if kind := kinds[status]; kind != "" {
+		return kind
+	}
+	return "InternalServerError"
+}
+
 // asAPIError returns err as clients see it; what is not an apiError is the client's fault,
 // for the engine itself does not fail.
 func asAPIError(err error) *apiError {
@@ -53,10 +60,7 @@ func writeError(w http.ResponseWriter, err error) {
 			Code    int     `json:"code"`
 		} `json:"error"`
 	}
-	body.Error.Message, body.Error.Code, body.Error.Type = e.message, e.status, kinds[e.status]
-	if body.Error.Type == "" {
-		body.Error.Type = "InternalServerError"
-	}
+	body.Error.Message, body.Error.Code, body.Error.Type = e.message, e.status, kindOf(e.status)
 	if e.param != "" {
 		body.Error.Param = &e.param
 	}
@@ -66,6 +70,9 @@ func writeError(w http.ResponseWriter, err error) {
 // fail answers r with err, in the shape that its route's clients expect.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
+	case s.options.Engine == SGLang:
+		e := asAPIError(err)
+		writeJSON(w, e.status, map[string]any{"object": "error", "message": e.message, "type": kindOf(e.status), "param": nil, "code": e.status})
 	case strings.HasPrefix(r.URL.Path, "/v1/messages") && !s.options.NoMessages:
 		writeAnthropicError(w, asAPIError(err))
 	default:

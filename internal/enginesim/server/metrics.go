@@ -9,9 +9,23 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// metrics is what GET /metrics shows beyond the engine's own counters. Names,
-// types, labels and buckets are vLLM's. It is guarded by Server.mu.
-type metrics struct {
+// meter counts what GET /metrics shows beyond the engine's own counters. It is
+// guarded by Server.mu.
+type meter interface {
+	token(l *leg, o *enginesim.Output) // one token of a request
+	step(o *enginesim.Output)          // one step
+	append(b []byte, s enginesim.Stats) []byte
+}
+
+func newMeter(o Options) meter {
+	if o.Engine == SGLang {
+		return newSGLangMetrics(o)
+	}
+	return newVLLMMetrics(o)
+}
+
+// vllmMetrics has the names, types, labels and buckets of vLLM.
+type vllmMetrics struct {
 	labels    string // model_name and engine
 	cacheInfo string // the labels of cache_config_info
 
@@ -42,10 +56,10 @@ func bucketsTokens(longest fleet.Tokens) []float64 {
 	}
 }
 
-func newMetrics(o Options) *metrics {
+func newVLLMMetrics(o Options) *vllmMetrics {
 	tokens := bucketsTokens(o.MaxModelLen)
 	h := newHistogram
-	return &metrics{
+	return &vllmMetrics{
 		labels: fmt.Sprintf(`model_name="%s",engine="0"`, escapeLabel(o.Model)),
 		cacheInfo: fmt.Sprintf(`block_size="%d",cache_dtype="auto",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.9",num_gpu_blocks="%d"`,
 			enginesim.BlockTokens, o.KVTokens/enginesim.BlockTokens),
@@ -66,7 +80,7 @@ func newMetrics(o Options) *metrics {
 }
 
 // token records one token of a request.
-func (m *metrics) token(l *leg, o *enginesim.Output) {
+func (m *vllmMetrics) token(l *leg, o *enginesim.Output) {
 	if o.First {
 		m.ttft.observe(o.At.Sub(l.submitted).Seconds())
 		l.first = o.At
@@ -91,8 +105,10 @@ func (m *metrics) token(l *leg, o *enginesim.Output) {
 	m.maxGenerated.observe(float64(l.asked))
 }
 
+func (m *vllmMetrics) step(o *enginesim.Output) { m.iterationTokens.observe(float64(o.Tokens)) }
+
 // append writes the whole page.
-func (m *metrics) append(b []byte, s enginesim.Stats) []byte {
+func (m *vllmMetrics) append(b []byte, s enginesim.Stats) []byte {
 	single := func(kind, name, help string, v float64) {
 		name = "vllm:" + name
 		b = appendFamily(b, name, help, kind)
@@ -131,7 +147,7 @@ func (s *Server) metricsPage() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b = s.metrics.append(b, s.engine.Stats())
-	if s.options.hasLoRA() {
+	if s.options.hasLoRA() && s.options.Engine == VLLM {
 		b = s.appendLoRAs(b)
 	}
 	return b

@@ -45,6 +45,7 @@ type Options struct {
 	// Parts of the surface that older engines lack.
 	NoMessages  bool // Anthropic's API
 	NoResponses bool // OpenAI's responses API
+	NoMetrics   bool // SGLang shows them only if asked to
 }
 
 // hasLoRA reports whether the engine was started for adapters at all.

@@ -10,10 +10,13 @@ import (
 // texts is one or several texts, each a string or an object with one.
 type texts []string
 
-// UnmarshalJSON takes a string, a list of strings, or a list of objects that
+// UnmarshalJSON takes null, a string, a list of strings, or a list of objects that
 // have a text.
 func (t *texts) UnmarshalJSON(raw []byte) error {
 	var one string
+	if string(raw) == "null" {
+		return nil
+	}
 	if json.Unmarshal(raw, &one) == nil {
 		*t = texts{one}
 		return nil

@@ -15,33 +15,23 @@ func (s *Server) routes() http.Handler {
 	}
 	add("POST", "/v1/chat/completions", true, s.complete(true))
 	add("POST", "/v1/completions", true, s.complete(false))
-	if !s.options.NoMessages {
-		add("POST", "/v1/messages", true, s.createMessage)
-		add("POST", "/v1/messages/count_tokens", false, s.countMessageTokens)
-	}
+	add("POST", "/v1/embeddings", true, s.createEmbeddings)
 	if !s.options.NoResponses {
 		add("POST", "/v1/responses", true, s.createResponse)
 		add("GET", "/v1/responses/{id}", false, s.showResponse)
 		add("POST", "/v1/responses/{id}/cancel", false, s.cancelResponse)
 	}
-	add("POST", "/v1/embeddings", true, s.createEmbeddings)
-	for _, path := range []string{"/rerank", "/v1/rerank", "/v2/rerank"} {
-		add("POST", path, true, s.rerank)
-	}
-	for _, path := range []string{"/score", "/v1/score"} {
-		add("POST", path, true, s.score)
-	}
 	add("GET", "/v1/models", false, s.listModels)
 	add("POST", "/tokenize", false, s.tokenize)
 	add("POST", "/detokenize", false, s.detokenize)
 	add("GET", "/health", false, func(http.ResponseWriter, *http.Request) {})
-	add("GET", "/version", false, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, map[string]string{"version": Version})
-	})
-	add("GET", "/metrics", false, s.serveMetrics)
-	if s.options.LoadLoRA {
-		add("POST", "/v1/load_lora_adapter", false, s.loadLoRA)
-		add("POST", "/v1/unload_lora_adapter", false, s.unloadLoRA)
+	if !s.options.NoMetrics {
+		add("GET", "/metrics", false, s.serveMetrics)
+	}
+	if s.options.Engine == SGLang {
+		s.routesSGLang(add)
+	} else {
+		s.routesVLLM(add)
 	}
 	for path, allowed := range methods {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +46,27 @@ func (s *Server) routes() http.Handler {
 		s.fail(w, r, &apiError{http.StatusNotFound, "Not Found", ""})
 	})
 	return mux
+}
+
+// routesVLLM adds what only vLLM has.
+func (s *Server) routesVLLM(add func(method, path string, inference bool, h http.HandlerFunc)) {
+	if !s.options.NoMessages {
+		add("POST", "/v1/messages", true, s.createMessage)
+		add("POST", "/v1/messages/count_tokens", false, s.countMessageTokens)
+	}
+	for _, path := range []string{"/rerank", "/v1/rerank", "/v2/rerank"} {
+		add("POST", path, true, s.rerank)
+	}
+	for _, path := range []string{"/score", "/v1/score"} {
+		add("POST", path, true, s.score)
+	}
+	add("GET", "/version", false, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"version": Version})
+	})
+	if s.options.LoadLoRA {
+		add("POST", "/v1/load_lora_adapter", false, s.loadLoRA)
+		add("POST", "/v1/unload_lora_adapter", false, s.unloadLoRA)
+	}
 }
 
 func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {

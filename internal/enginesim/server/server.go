@@ -49,7 +49,7 @@ type Server struct {
 	loraSeen []loraSeries
 	lastID   fleet.ReqID
 	outputs  []enginesim.Output
-	metrics  *metrics
+	metrics  meter
 }
 
 // leg is one sequence in the engine: one choice of one request.
@@ -95,7 +95,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		options: o, epoch: time.Now(), onCrash: c.OnCrash,
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
-		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMetrics(o),
+		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMeter(o),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
 	for _, l := range o.LoRAs {
@@ -181,7 +181,7 @@ func (s *Server) advance() fleet.Time {
 // deliver passes one output on to its request and to the metrics.
 func (s *Server) deliver(o *enginesim.Output) {
 	if o.Kind == enginesim.KindStep {
-		s.metrics.iterationTokens.observe(float64(o.Tokens))
+		s.metrics.step(o)
 		return
 	}
 	l := s.legs[o.Req]

@@ -11,16 +11,20 @@ type wording struct {
 	rest               string // after the logprobs, when the answer goes on
 	last               string // the last event up to its logprobs
 	stop               string // between the finish reason and the stop string
-	usage              string // at the end of an event without usage
-	noTools, noContent string // in a message without tool calls, without text
+	eos                string // the stop string of an answer that ends by itself
+	noUsage, usageTail string // at the end of an event without usage, and inside one
+	noTools            string // after the text of a message without tool calls
 	toolID, toolIndex  string
 	toolName, toolArgs string // an event up to the tool's name, or its arguments
 }
 
 func (s *Server) wording(chat bool) wording {
+	if s.options.Engine == SGLang {
+		return sglangWording(chat)
+	}
 	w := wording{
 		before: `,"text":"`, after: `"`, rest: `,"finish_reason":null,"stop_reason":null}`, last: `,"text":""`,
-		stop: `","stop_reason":`, noTools: `,"tool_calls":[]}`, noContent: `null`, toolID: "chatcmpl-tool-",
+		stop: `","stop_reason":`, noTools: `,"tool_calls":[]}`, eos: "null", toolID: "chatcmpl-tool-",
 	}
 	if chat {
 		w.role = `,"delta":{"role":"assistant","content":""}`
@@ -89,7 +93,7 @@ func (p *reply) event(b []byte, i int, before, delta, after, logprobs, rest stri
 		b = append(b, ',')
 		b = p.appendUsage(b)
 	} else {
-		b = append(b, p.words.usage...)
+		b = append(b, p.words.noUsage...)
 	}
 	return append(b, "}\n\n"...)
 }

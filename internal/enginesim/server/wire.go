@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type wireRequest struct {
 	Tools     json.RawMessage `json:"tools"`
 	CacheSalt string          `json:"cache_salt"`
 	LoRAPath  string          `json:"lora_path"` // SGLang's way to name an adapter
+	RID       string          `json:"rid"`       // SGLang's way to name the request
 
 	ToolChoice     json.RawMessage `json:"tool_choice"`
 	ResponseFormat struct {
@@ -58,6 +60,8 @@ type wireRequest struct {
 		IncludeUsage    bool `json:"include_usage"`
 		ContinuousUsage bool `json:"continuous_usage_stats"`
 	} `json:"stream_options"`
+
+	fallback int // most tokens, if the request does not say; 0: 16
 }
 
 // prompts is one or several prompts, each as tokens.
@@ -210,7 +214,7 @@ func (s *Server) outputLimit(q *wireRequest, prompt int, chat bool) (int, error)
 	case asked == nil && chat:
 		return room - prompt, nil
 	case asked == nil:
-		return min(16, room-prompt), nil // the API's default for completions
+		return min(cmp.Or(q.fallback, 16), room-prompt), nil // 16 is the API's default for completions
 	case *asked < 1:
 		return 0, badRequest("max_tokens", "max_tokens must be at least 1, got %d.", *asked)
 	case *asked > room-prompt:
