@@ -26,8 +26,12 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
-// streams are where a verb writes: results to Out, everything else to Err.
-type streams struct{ Out, Err io.Writer }
+// streams are what a verb has of the process: where it writes, results to Out
+// and everything else to Err, and the hang-up signals that ask it to reload.
+type streams struct {
+	Out, Err io.Writer
+	Hangups  <-chan struct{}
+}
 
 // exitError carries an exit code without a message of its own: what there is to
 // say has been said.
@@ -37,7 +41,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 
 func main() {
 	ctx, stop := interruptible()
-	code := run(ctx, os.Args[1:], streams{os.Stdout, os.Stderr})
+	code := run(ctx, os.Args[1:], streams{Out: os.Stdout, Err: os.Stderr, Hangups: hangups()})
 	stop()
 	os.Exit(code)
 }
@@ -55,6 +59,22 @@ func interruptible() (context.Context, func()) {
 		os.Exit(130) // as a shell reports an interrupted command
 	}()
 	return ctx, func() { signal.Stop(signals); cancel() }
+}
+
+// hangups returns a channel that receives when a SIGHUP comes; without it the
+// signal would end the process.
+func hangups() <-chan struct{} {
+	signals, asked := make(chan os.Signal, 1), make(chan struct{}, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		for range signals {
+			select {
+			case asked <- struct{}{}:
+			default: // one is waiting already
+			}
+		}
+	}()
+	return asked
 }
 
 // run executes one command line and returns the exit code.

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 func penstock(t *testing.T, args ...string) (code int, out, errs string) {
 	t.Helper()
 	var o, e bytes.Buffer
-	code = run(t.Context(), args, streams{&o, &e})
+	code = run(t.Context(), args, streams{Out: &o, Err: &e})
 	return code, o.String(), e.String()
 }
 
@@ -45,7 +45,7 @@ func up(t *testing.T, args ...string) (url, admin string) {
 	var errs bytes.Buffer
 	done := make(chan int, 1)
 	go func() {
-		code := run(ctx, append([]string{"up", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, args...), streams{w, &errs})
+		code := run(ctx, append([]string{"up", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, args...), streams{Out: w, Err: &errs})
 		w.Close()
 		done <- code
 	}()

@@ -40,6 +40,12 @@ type Options struct {
 	Version     string
 	Log         *slog.Logger
 	AccessLog   bool
+	// ShowClients writes the addresses of clients to the access line; without, it
+	// names their networks.
+	ShowClients bool
+	// MetricsListen is the address of a port with metrics and health only; "" for
+	// none.
+	MetricsListen string
 
 	ConfigPath string          // the file Config was read from; "" for none
 	Reload     <-chan struct{} // asks to read ConfigPath again; may be nil
@@ -69,6 +75,10 @@ type App struct {
 	gateway *gateway.Gateway
 	metrics *obs.Metrics
 	ring    *obs.Ring
+
+	telemetry   *obs.Telemetry // nil unless the environment asks for it
+	metricsPort *metricsPort   // nil for none
+
 	started time.Time
 
 	public, admin           *http.Server
@@ -105,10 +115,19 @@ func Start(o Options) (*App, error) {
 	a.fleet = newTable(a)
 	a.metrics = obs.NewMetrics(o.Version, a.fleet.all)
 	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
+	if a.metricsPort, err = openMetricsPort(o.MetricsListen); err == nil {
+		a.telemetry, err = obs.StartTelemetry(a.loops, o.Version, a.log)
+	}
+	if err != nil {
+		publicL.Close()
+		adminL.Close()
+		return nil, errors.Join(err, a.closePools(), a.metricsPort.close())
+	}
 	if err := a.openPools(); err != nil {
 		publicL.Close()
 		adminL.Close()
-		return nil, errors.Join(err, a.closePools())
+		a.stopTelemetry()
+		return nil, errors.Join(err, a.closePools(), a.metricsPort.close())
 	}
 	a.reloader = newReloader(a)
 	a.serve(publicL, adminL, secure)
@@ -137,12 +156,12 @@ func (a *App) modelsOf(c config.Pool) []gateway.Model {
 }
 
 func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
-	observer := obs.Observer{Metrics: a.metrics, Ring: a.ring}
+	observer := obs.Observer{Metrics: a.metrics, Ring: a.ring, Telemetry: a.telemetry}
 	if a.o.AccessLog {
-		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x) }
+		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x, !a.o.ShowClients) }
 	}
 	a.gateway = gateway.New(gateway.Options{
-		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log,
+		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log,
 		Observe: func(x *gateway.Access) { observer.Observe(x); a.reloader.observe(x) },
 	})
 	adminHandler := admin.New(admin.Options{
@@ -169,6 +188,7 @@ func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 	}
 	run(a.public, boundListener(publicL, a.o.Config.Limits.MaxConnections), a.publicFailed)
 	run(a.admin, adminL, a.adminFail)
+	a.metricsPort.serve(a.metrics.Handler(), a.gateway.Ready, a.log)
 }
 
 // URL returns the public base URL.
@@ -214,8 +234,9 @@ func (a *App) Close() error {
 		a.log.Warn("drain timeout: cutting open requests", "open", a.fleet.openRequests())
 		err = a.cut()
 	}
-	err = errors.Join(err, a.admin.Close())
+	err = errors.Join(err, a.admin.Close(), a.metricsPort.close())
 	a.servers.Wait()
+	a.stopTelemetry()
 	return errors.Join(err, a.closePools())
 }
 
