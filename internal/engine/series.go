@@ -41,10 +41,8 @@ type page struct {
 	skip func(labels []byte) bool
 }
 
-const allGauges = fleet.KnownRunning | fleet.KnownWaiting | fleet.KnownKVUsage | fleet.KnownKVCapacity
-
 var vllmPage = page{
-	prefix: "vllm:", wants: allGauges, blocksLabel: "num_gpu_blocks", blockLabel: "block_size",
+	prefix: "vllm:", wants: fleet.AllGauges, blocksLabel: "num_gpu_blocks", blockLabel: "block_size",
 	series: []series{
 		{"num_requests_running", running, 1},
 		{"num_requests_waiting", waiting, 1},
@@ -56,7 +54,7 @@ var vllmPage = page{
 }
 
 var sglangPage = page{
-	prefix: "sglang:", wants: allGauges, blocksLabel: "num_pages", blockLabel: "page_size", skip: otherRank,
+	prefix: "sglang:", wants: fleet.AllGauges, blocksLabel: "num_pages", blockLabel: "page_size", skip: otherRank,
 	series: []series{
 		{"num_running_reqs", running, 1},
 		{"num_queue_reqs", waiting, 1},
@@ -70,7 +68,7 @@ var sglangPage = page{
 }
 
 var trtllmPage = page{
-	prefix: "trtllm", wants: allGauges,
+	prefix: "trtllm", wants: fleet.AllGauges,
 	series: []series{
 		{"_num_requests_running", running, 1},
 		{"_num_requests_waiting", waiting, 1},

@@ -20,7 +20,7 @@ var otherDialects = []struct {
 		"sglang:num_running_reqs{dp_rank=\"0\",tp_rank=\"0\"} 3\nsglang:num_running_reqs{dp_rank=\"0\",tp_rank=\"1\"} 3\nsglang:num_running_reqs{dp_rank=\"1\",tp_rank=\"0\"} 4\n" +
 			"sglang:num_queue_reqs{tp_rank=\"0\",priority=\"\"} 5\nsglang:num_queue_reqs{tp_rank=\"0\",priority=\"1\"} 2\nsglang:token_usage 0.5\n" +
 			"sglang:max_total_num_tokens 4096\nsglang:page_size 16\n",
-		fleet.Gauges{Known: allGauges, Running: 7, Waiting: 5, KVUsage: 0.5, KVBlocks: 256, KVBlock: 16},
+		fleet.Gauges{Known: fleet.AllGauges, Running: 7, Waiting: 5, KVUsage: 0.5, KVBlocks: 256, KVBlock: 16},
 	},
 	{
 		"sglang, capacity without a page size counts tokens", "sglang", "sglang:max_total_num_tokens 4096\n",
@@ -37,7 +37,7 @@ var otherDialects = []struct {
 	{
 		"trtllm", "trtllm",
 		"trtllm_num_requests_running 3\ntrtllm_num_requests_waiting{model_name=\"m\"} 1\ntrtllm_kv_cache_utilization 0.25\ntrtllm_kv_cache_max_blocks 900\ntrtllm_kv_cache_tokens_per_block 32\n",
-		fleet.Gauges{Known: allGauges, Running: 3, Waiting: 1, KVUsage: 0.25, KVBlocks: 900, KVBlock: 32},
+		fleet.Gauges{Known: fleet.AllGauges, Running: 3, Waiting: 1, KVUsage: 0.25, KVBlocks: 900, KVBlock: 32},
 	},
 	{
 		"trtllm, older separator", "trtllm", "trtllm:num_requests_running 3\ntrtllm:num_requests_waiting 0\n",

@@ -98,6 +98,9 @@ const (
 	KnownWaiting
 	KnownKVUsage
 	KnownKVCapacity
+
+	// AllGauges are all there are.
+	AllGauges Known = 1<<iota - 1
 )
 
 // Has reports whether every gauge in want is known.

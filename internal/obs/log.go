@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -30,21 +31,29 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 }
 
 // AccessLine writes the one line of a request. It carries lengths and times,
-// never text of the prompt or answer.
-func AccessLine(log *slog.Logger, a *gateway.Access) {
+// never text of the prompt or answer. With redact it names the client's network,
+// not its address.
+func AccessLine(log *slog.Logger, a *gateway.Access, redact bool) {
+	remote := a.Remote
+	if redact {
+		remote = network(remote)
+	}
 	attrs := []any{
 		"request", a.ID, "method", a.Method, "path", a.Path, "status", a.Status, "pool", a.Pool, "model", a.Model,
-		"stream", a.Stream, "remote", a.Remote, "endpoint", a.Endpoint, "attempts", a.Attempts,
+		"stream", a.Stream, "remote", remote, "endpoint", a.Endpoint, "attempts", a.Attempts,
 		"queue_ms", Millis(a.Queue), "ttft_ms", Millis(a.TTFT), "itl_ms", Millis(a.ITL), "total_ms", Millis(a.Total),
 		"prompt_tokens", int(a.Usage.Prompt), "cached_tokens", int(max(a.Usage.Cached, 0)), "output_tokens", int(a.Usage.Output),
 		"bytes", a.Bytes,
 	}
 	if n := len(a.Decisions); n > 0 {
 		d := &a.Decisions[n-1]
-		attrs = append(attrs, "policy", d.Policy, "margin", d.Margin)
+		attrs = append(attrs, "policy", d.Policy, "margin", d.Margin, "candidates", d.Counts[fleet.Eligible])
 		if len(d.Candidates) > 0 {
 			attrs = append(attrs, "matched_tokens", int(d.Candidates[0].Matched))
 		}
+	}
+	if a.TraceID != "" {
+		attrs = append(attrs, "trace", a.TraceID)
 	}
 	if a.Failure != fleet.FailNone {
 		attrs = append(attrs, "failure", a.Failure.String())
@@ -56,6 +65,27 @@ func AccessLine(log *slog.Logger, a *gateway.Access) {
 		attrs = append(attrs, "err", a.Err.Error())
 	}
 	log.Info("request", attrs...)
+}
+
+// network returns the network of an address: enough to tell one customer's
+// office from another, not one person from another.
+func network(remote string) string {
+	a, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return "unknown"
+	}
+	ip, bits := a.Addr().Unmap().WithZone(""), 24
+	if ip.IsLoopback() {
+		return ip.String()
+	}
+	if ip.Is6() {
+		bits = 48
+	}
+	p, err := ip.Prefix(bits)
+	if err != nil {
+		return "unknown"
+	}
+	return p.String()
 }
 
 // Millis returns d in milliseconds, to the microsecond.

@@ -16,9 +16,12 @@ import (
 )
 
 // Metrics are the gateway's own, on a registry of their own. Labels come from
-// configuration (pools, endpoints) and closed sets, never from clients.
+// configuration (pools, models, endpoints) and closed sets, never from clients;
+// of each that can grow the first maxLabels values are kept apart.
 type Metrics struct {
 	registry *prometheus.Registry
+	models   *bounded
+	names    *bounded // of endpoints
 	requests *prometheus.CounterVec
 	tokens   *prometheus.CounterVec
 	retries  *prometheus.CounterVec
@@ -41,7 +44,7 @@ var ratios = []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10}
 // NewMetrics returns metrics that also collect the state of the pools that
 // pools returns at each scrape.
 func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry()}
+	m := &Metrics{registry: prometheus.NewRegistry(), models: newBounded(maxLabels), names: newBounded(maxLabels)}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		m.registry.MustRegister(c)
@@ -52,8 +55,8 @@ func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
 		m.registry.MustRegister(h)
 		return h
 	}
-	m.requests = counter("penstock_requests_total", "Requests answered, by pool and HTTP status (499: the client left first).", "pool", "status")
-	m.tokens = counter("penstock_tokens_total", "Tokens as engines report them: prompt (cached included), cached, output.", "pool", "kind")
+	m.requests = counter("penstock_requests_total", "Requests answered, by pool, model and HTTP status (499: the client left first).", "pool", "model", "status")
+	m.tokens = counter("penstock_tokens_total", "Tokens as engines report them: prompt (cached included), cached, output.", "pool", "model", "kind")
 	m.retries = counter("penstock_retries_total", "Attempts after the first.", "pool")
 	m.failures = counter("penstock_failed_attempts_total", "Last attempts that failed, by kind.", "pool", "kind")
 	m.ejected = counter("penstock_endpoint_ejections_total", "Times an endpoint was taken out.", "pool", "endpoint", "cause")
@@ -77,14 +80,13 @@ func (m *Metrics) Handler() http.Handler {
 
 // Observe counts a request at its end.
 func (m *Metrics) Observe(a *gateway.Access) {
-	pool := a.Pool
-	if pool == "" {
-		pool = "none"
-	}
-	m.requests.WithLabelValues(pool, strconv.Itoa(a.Status)).Inc()
 	if a.Pool == "" {
+		// Its model is whatever the client wrote.
+		m.requests.WithLabelValues("none", "none", strconv.Itoa(a.Status)).Inc()
 		return
 	}
+	pool, model := a.Pool, m.models.label(a.Model)
+	m.requests.WithLabelValues(pool, model, strconv.Itoa(a.Status)).Inc()
 	if a.Attempts > 1 {
 		m.retries.WithLabelValues(pool).Add(float64(a.Attempts - 1))
 	}
@@ -92,10 +94,10 @@ func (m *Metrics) Observe(a *gateway.Access) {
 		m.failures.WithLabelValues(pool, a.Failure.String()).Inc()
 	}
 	if a.Usage.Known {
-		m.tokens.WithLabelValues(pool, "prompt").Add(float64(a.Usage.Prompt))
-		m.tokens.WithLabelValues(pool, "cached").Add(float64(max(a.Usage.Cached, 0)))
+		m.tokens.WithLabelValues(pool, model, "prompt").Add(float64(a.Usage.Prompt))
+		m.tokens.WithLabelValues(pool, model, "cached").Add(float64(max(a.Usage.Cached, 0)))
 	}
-	m.tokens.WithLabelValues(pool, "output").Add(float64(a.Usage.Output))
+	m.tokens.WithLabelValues(pool, model, "output").Add(float64(a.Usage.Output))
 	m.total.WithLabelValues(pool).Observe(a.Total.Seconds())
 	if a.Attempts > 0 {
 		m.queue.WithLabelValues(pool).Observe(a.Queue.Seconds())
@@ -127,7 +129,7 @@ func (m *Metrics) Reloaded(result string) { m.reloads.WithLabelValues(result).In
 // Ejected counts an endpoint taken out.
 func (m *Metrics) Ejected(pool, endpoint string, state health.State, cause fleet.Failure) {
 	if state == health.Ejected {
-		m.ejected.WithLabelValues(pool, endpoint, cause.String()).Inc()
+		m.ejected.WithLabelValues(pool, m.names.label(endpoint), cause.String()).Inc()
 	}
 }
 
@@ -148,13 +150,14 @@ var (
 	descCached       = prometheus.NewDesc("penstock_endpoint_believed_cached_tokens", "Prompt tokens believed cached.", []string{"pool", "endpoint"}, nil)
 	descFit          = prometheus.NewDesc("penstock_endpoint_fit", "1 healthy, 0.5 on trial, 0 ejected.", []string{"pool", "endpoint"}, nil)
 	descAge          = prometheus.NewDesc("penstock_endpoint_sample_age_seconds", "Age of the gauges; absent when never read.", []string{"pool", "endpoint"}, nil)
+	descKnown        = prometheus.NewDesc("penstock_endpoint_gauge_known", "1 for each gauge the endpoint's last page had, 0 for those it did not: unknown, not zero.", []string{"pool", "endpoint", "gauge"}, nil)
 	descSent         = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
 	descFailed       = prometheus.NewDesc("penstock_endpoint_failed_attempts_total", "Attempts that failed.", []string{"pool", "endpoint"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descSent, descFailed} {
+	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed} {
 		ch <- d
 	}
 }
@@ -195,6 +198,13 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descFit, map[string]float64{health.Healthy.String(): 1, health.Trial.String(): 0.5}[e.Health], p.Name(), name)
 			if e.SampleAge >= 0 {
 				gauge(descAge, e.SampleAge.Seconds(), p.Name(), name)
+				for i, known := range fleet.AllGauges.Names() {
+					v := 0.0
+					if e.Gauges.Known.Has(1 << i) {
+						v = 1
+					}
+					gauge(descKnown, v, p.Name(), name, known)
+				}
 			}
 			count(descSent, e.Requests, p.Name(), name)
 			count(descFailed, e.Failures, p.Name(), name)
@@ -205,16 +215,20 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Observer fans a request's end out to the log, the metrics and the ring.
+// Observer fans a request's end out to the log, the metrics, the telemetry and
+// the ring.
 type Observer struct {
 	Access  func(*gateway.Access) // the access line; nil for none
 	Metrics *Metrics
 	Ring    *Ring
+	// Telemetry may be nil.
+	Telemetry *Telemetry
 }
 
 // Observe implements the gateway's observer.
 func (o Observer) Observe(a *gateway.Access) {
 	o.Metrics.Observe(a)
+	o.Telemetry.Observe(a)
 	o.Ring.Add(time.Now(), a)
 	if o.Access != nil {
 		o.Access(a)

@@ -111,8 +111,8 @@ func TestMetricsPage(t *testing.T) {
 	rr := httptest.NewRecorder()
 	m.Handler().ServeHTTP(rr, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
-		`penstock_requests_total{pool="p",status="200"} 1`, `penstock_requests_total{pool="none",status="404"} 1`,
-		`penstock_tokens_total{kind="cached",pool="p"} 8`, `penstock_ttft_seconds_count{pool="p"} 1`,
+		`penstock_requests_total{model="m",pool="p",status="200"} 1`, `penstock_requests_total{model="none",pool="none",status="404"} 1`,
+		`penstock_tokens_total{kind="cached",model="m",pool="p"} 8`, `penstock_ttft_seconds_count{pool="p"} 1`,
 		`penstock_ttft_prediction_ratio_bucket{pool="p",le="0.8"} 1`, `penstock_endpoint_ejections_total{cause="connect",endpoint="e1",pool="p"} 1`,
 		`penstock_endpoint_fit{endpoint="e1",pool="p"} 1`, `penstock_pool_requests_total{pool="p",state="arrived"} 0`, `penstock_build_info{version="test"} 1`,
 	} {
@@ -132,8 +132,9 @@ func TestAccessLineIsOneLineWithoutText(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := access("a", 2)
+	a.Remote = "192.0.2.77:4711"
 	a.Failure, a.Err = fleet.FailStream, errors.New("broken\npipe")
-	AccessLine(log, a)
+	AccessLine(log, a, true)
 	if strings.Count(buf.String(), "\n") != 1 {
 		t.Errorf("not one line: %q", buf.String())
 	}
@@ -141,7 +142,7 @@ func TestAccessLineIsOneLineWithoutText(t *testing.T) {
 	if err := json.Unmarshal(buf.Bytes(), &line); err != nil {
 		t.Fatal(err)
 	}
-	for k, want := range map[string]any{"request": "a", "status": 200.0, "ttft_ms": 25.0, "cached_tokens": 8.0, "failure": "stream", "endpoint": "e1"} {
+	for k, want := range map[string]any{"request": "a", "status": 200.0, "ttft_ms": 25.0, "cached_tokens": 8.0, "failure": "stream", "endpoint": "e1", "remote": "192.0.2.0/24"} {
 		if line[k] != want {
 			t.Errorf("%s = %v, want %v", k, line[k], want)
 		}
@@ -160,5 +161,39 @@ func BenchmarkObserve(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		o.Observe(a)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	for remote, want := range map[string]string{
+		"192.0.2.77:4711": "192.0.2.0/24", "[2001:db8:1:2::3]:80": "2001:db8:1::/48", "[::ffff:192.0.2.77]:1": "192.0.2.0/24",
+		"127.0.0.1:5": "127.0.0.1", "[fe80::1%eth0]:5": "fe80::/48", "": "unknown", "@": "unknown",
+	} {
+		if got := network(remote); got != want {
+			t.Errorf("%q: %q, want %q", remote, got, want)
+		}
+	}
+}
+
+func TestModelsFromClientsAreNoLabels(t *testing.T) {
+	m := NewMetrics("test", func() []*live.Pool { return nil })
+	a := access("a", 0)
+	for i := range 3 * maxLabels {
+		a.Model, a.Pool = fmt.Sprint("invented-", i), ""
+		m.Observe(a)
+	}
+	a.Pool = "p"
+	for i := range 3 * maxLabels {
+		a.Model = fmt.Sprint("real-", i)
+		m.Observe(a)
+	}
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if n := len(f.GetMetric()); f.GetName() == "penstock_requests_total" && n != maxLabels+2 {
+			t.Errorf("%d series, want %d models, other and none", n, maxLabels)
+		}
 	}
 }

@@ -40,7 +40,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	b.WriteString("# Metrics\n\nGenerated; do not edit. On the admin port under `/metrics`, beside Go's and the process's own.\nLabels come from configuration and closed sets, never from clients.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	b.WriteString("# Metrics\n\nGenerated; do not edit. On the admin port under `/metrics`, beside Go's and the process's own.\nLabels come from configuration and closed sets, never from clients; where values can grow in number, the first\n1,000 are kept apart and the rest count as `other`. `--metrics-listen` serves the same on a port of its own.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
 	for _, f := range families {
 		if !strings.HasPrefix(f.GetName(), "penstock_") {
 			continue
