@@ -8,21 +8,28 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// Chunk is what one event of an answer stream says.
+// Chunk is what one event of an answer stream, or a whole answer, says.
 type Chunk struct {
-	Data     bool // carries a JSON object
-	Done     bool // the closing [DONE]
+	Data     bool // carries JSON
+	Done     bool // the closing event: the client has all there is
 	Text     bool // carries output: text, reasoning or a tool call
 	Finish   bool // carries a finish reason
 	Error    bool // carries an error instead of an answer
 	Garbage  bool // carries data that is neither JSON nor [DONE]
-	Usage    fleet.Usage
 	Overload bool // with Error: the engine says it is full
+	// Usage is the final count when it is known. Before that it may tell the
+	// prompt alone.
+	Usage fleet.Usage
+	// ID is that of the stored response, in the events that carry it whole.
+	ID string
 }
 
-// ReadChunk reads one event of a chat or text completion stream. Events without
-// data, such as keep-alive comments, give a zero Chunk.
-func ReadChunk(event []byte) Chunk {
+// ReadChunk reads one event of a chat or text completion stream.
+func ReadChunk(event []byte) Chunk { return ReadEvent(Completions, event) }
+
+// ReadEvent reads one event of a stream. Events without data, such as
+// keep-alive comments, give a zero Chunk.
+func ReadEvent(p Protocol, event []byte) Chunk {
 	var c Chunk
 	data, ok := eventData(event)
 	if !ok {
@@ -32,17 +39,17 @@ func ReadChunk(event []byte) Chunk {
 		c.Done = true
 		return c
 	}
-	s := scanner{b: data}
-	c.Data = true
-	c.Usage.Cached = -1
-	readAnswer(&s, &c)
-	if s.err == nil {
-		s.end()
-	}
-	if s.err != nil {
+	c, ok = readObject(p, data, true)
+	if !ok {
 		return Chunk{Garbage: true}
 	}
 	return c
+}
+
+// EventData returns the data of an event, nil when it has none.
+func EventData(event []byte) []byte {
+	data, _ := eventData(event)
+	return data
 }
 
 // eventData returns the data of an event. Several data lines are joined with
@@ -66,12 +73,32 @@ func eventData(event []byte) (data []byte, found bool) {
 	return bytes.TrimSpace(data), found
 }
 
-// ReadAnswer reads the usage of an answer that is not streamed. It reports
-// false when the body is not a JSON object.
-func ReadAnswer(body []byte) (Chunk, bool) {
-	s := scanner{b: body}
+// ReadAnswer reads an answer that is not streamed. It reports false when the
+// body is not what the protocol allows: a JSON object, or with AnyJSON also an
+// array.
+func ReadAnswer(p Protocol, body []byte) (Chunk, bool) {
+	if s := (scanner{b: body}); p == AnyJSON && s.peek() != '{' {
+		ok := s.peek() == '[' && s.value() != nil
+		s.end()
+		return Chunk{Data: true, Usage: fleet.Usage{Cached: -1}}, ok && s.err == nil
+	}
+	return readObject(p, body, false)
+}
+
+func readObject(p Protocol, data []byte, event bool) (Chunk, bool) {
+	s := scanner{b: data}
 	c := Chunk{Data: true, Usage: fleet.Usage{Cached: -1}}
-	readAnswer(&s, &c)
+	switch {
+	case p == ResponseEvents && event:
+		readResponseEvent(&s, &c)
+	case p == ResponseEvents:
+		readResponse(&s, &c)
+	case p == MessageEvents:
+		readMessage(&s, &c)
+	default:
+		readAnswer(&s, &c)
+		c.Text = c.Text || p == AnyJSON && !c.Error
+	}
 	if s.err == nil {
 		s.end()
 	}
@@ -96,16 +123,17 @@ func readAnswer(s *scanner, c *Chunk) {
 // readError reads an error, an object with a code or anything else but null.
 func readError(s *scanner, c *Chunk) {
 	if s.peek() != '{' {
-		c.Error = !isEmpty(s.value())
+		c.Error = !isEmpty(s.value()) || c.Error
 		return
 	}
 	c.Error = true
 	for it := s.object(); it.next(); {
-		if raw := s.value(); string(it.key) == "code" {
-			switch string(bytes.Trim(raw, `"`)) {
-			case "429", "503":
-				c.Overload = true
-			}
+		raw := bytes.Trim(s.value(), `"`)
+		switch string(it.key) {
+		case "code":
+			c.Overload = c.Overload || string(raw) == "429" || string(raw) == "503"
+		case "type":
+			c.Overload = c.Overload || string(raw) == typeOverload || string(raw) == typeRate
 		}
 	}
 }
@@ -160,8 +188,9 @@ func isEmpty(raw []byte) bool {
 	return false
 }
 
-// readUsage reads a usage object. Engines that send a zero object with every
-// chunk leave u unknown until the real one comes.
+// readUsage reads a usage object of the OpenAI API, in either naming. Engines
+// that send a zero object with every chunk leave u unknown until the real one
+// comes.
 func readUsage(s *scanner, u *fleet.Usage) {
 	if s.peek() != '{' {
 		s.value()
@@ -170,11 +199,11 @@ func readUsage(s *scanner, u *fleet.Usage) {
 	got := fleet.Usage{Cached: -1}
 	for it := s.object(); it.next(); {
 		switch string(it.key) {
-		case "prompt_tokens":
+		case "prompt_tokens", "input_tokens":
 			got.Prompt = count(s)
-		case "completion_tokens":
+		case "completion_tokens", "output_tokens":
 			got.Output = count(s)
-		case "prompt_tokens_details":
+		case "prompt_tokens_details", "input_tokens_details":
 			if s.peek() != '{' {
 				s.value()
 				continue

@@ -44,7 +44,7 @@ func TestReadAnswer(t *testing.T) {
 		{"cut off", `{"choices":[{"message":{"content":"h`, false, Chunk{}},
 		{"two objects", `{} {}`, false, Chunk{}},
 	} {
-		got, ok := ReadAnswer([]byte(c.body))
+		got, ok := ReadAnswer(Completions, []byte(c.body))
 		if ok != c.ok || ok && got != c.want {
 			t.Errorf("%s: %+v %v, want %+v %v", c.name, got, ok, c.want, c.ok)
 		}
@@ -59,7 +59,7 @@ func FuzzReadAnswer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var obj map[string]json.RawMessage
 		want := json.Unmarshal(body, &obj) == nil && obj != nil
-		if c, ok := ReadAnswer(body); ok != want && len(body) < maxDepth {
+		if c, ok := ReadAnswer(Completions, body); ok != want && len(body) < maxDepth {
 			t.Fatalf("taken: %v (%+v), JSON object: %v", ok, c, want)
 		}
 	})

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -10,46 +9,13 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// Problem is one error as a client of the OpenAI API sees it.
+// Problem is one error as a client sees it; its Style says how it is written.
 type Problem struct {
 	Status     int // HTTP status
 	Type, Code string
 	Param      string // the field at fault; empty for none
 	Message    string
 	RetryAfter time.Duration // 0 for none
-}
-
-// problemBody is the wire shape. Code is a string as OpenAI sends it; param is
-// null when no field is at fault.
-type problemBody struct {
-	Error struct {
-		Message string  `json:"message"`
-		Type    string  `json:"type"`
-		Param   *string `json:"param"`
-		Code    string  `json:"code"`
-	} `json:"error"`
-}
-
-// Body returns the JSON body of p.
-func (p Problem) Body() []byte {
-	var b problemBody
-	b.Error.Message, b.Error.Type, b.Error.Code = p.Message, p.Type, p.Code
-	if p.Param != "" {
-		b.Error.Param = &p.Param
-	}
-	raw, err := json.Marshal(b)
-	if err != nil {
-		// Strings always marshal.
-		panic(fmt.Sprintf("api: marshal problem: %v", err))
-	}
-	return append(raw, '\n')
-}
-
-// Event returns p as an event of a stream that has begun.
-func (p Problem) Event() []byte {
-	body := p.Body()
-	ev := append([]byte("data: "), body[:len(body)-1]...)
-	return append(ev, '\n', '\n')
 }
 
 // RetryAfterSeconds returns the value of the Retry-After header: whole seconds,
@@ -84,7 +50,41 @@ func BadBody(err error) Problem {
 	if f, ok := errors.AsType[*FieldError](err); ok {
 		p.Code, p.Param, p.Message = "invalid_field", f.Field, f.Error()+"."
 	}
+	if f, ok := errors.AsType[*InexactError](err); ok {
+		p.Status, p.Code, p.Param, p.Message = 501, "not_supported", f.Field, f.Error()+"."
+	}
 	return p
+}
+
+// BadHeader is the answer to a header whose value makes no sense.
+func BadHeader(name, value, wants string) Problem {
+	return Problem{
+		Status: 400, Type: typeInvalid, Code: "invalid_header", Param: name,
+		Message: fmt.Sprintf("The header %s %s; it is %q.", name, wants, brief(value)),
+	}
+}
+
+// NotSpoken is the answer to a request in an API that the model's engines do not
+// speak.
+func NotSpoken(path, model string) Problem {
+	return Problem{
+		Status: 501, Type: typeInvalid, Code: "not_supported",
+		Message: fmt.Sprintf("The engines of the model %q do not speak %s.", brief(model), brief(path)),
+	}
+}
+
+// NoRealtime is the answer to a request for a realtime session.
+func NoRealtime() Problem {
+	return Problem{Status: 501, Type: typeInvalid, Code: "not_supported", Message: "Realtime sessions are not supported by this gateway."}
+}
+
+// UnknownResponse is the answer to a response id that no endpoint is known to
+// hold.
+func UnknownResponse(id, param string) Problem {
+	return Problem{
+		Status: 404, Type: typeInvalid, Code: "response_not_found", Param: param,
+		Message: fmt.Sprintf("The response %q is not known here: it was never stored, or its endpoint is gone, or it is too old.", brief(id)),
+	}
 }
 
 // UnknownModel is the answer to a model that no pool serves.

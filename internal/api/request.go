@@ -17,24 +17,18 @@ type Request struct {
 	Model        string
 	Stream       bool
 	IncludeUsage bool         // stream_options.include_usage
-	MaxOut       fleet.Tokens // max_completion_tokens or max_tokens; 0 when unset
-	Prompt       []byte       // raw value of "prompt" or "messages"
+	MaxOut       fleet.Tokens // the limit on the output; 0 when unset
+	Lead         []byte       // raw value of what stands before the prompt, such as "system"
+	Prompt       []byte       // raw value of the prompt, such as "messages"
 	Tools        []byte       // raw value of "tools"
 	CacheSalt    []byte       // raw value of "cache_salt"
+	Previous     string       // "previous_response_id"
 
 	promptIDs  int // token ids in the prompt, when it is given as ids
 	media      int // files inlined in the prompt
 	mediaBytes int
+	places     places
 }
-
-// Kind is the API that a request speaks.
-type Kind uint8
-
-// The kinds of request.
-const (
-	Chat Kind = iota
-	Completion
-)
 
 // FieldError says that one field of a body is missing or of the wrong type.
 type FieldError struct{ Field, Problem string }
@@ -47,12 +41,19 @@ func (e *FieldError) Error() string { return fmt.Sprintf("%q %s", e.Field, e.Pro
 func Scan(body []byte, kind Kind) (Request, error) {
 	var r Request
 	s := scanner{b: body}
+	sh := shapes[kind]
 	var bad *FieldError
-	for it := s.object(); it.next(); {
-		if e := r.field(&s, plainKey(it.key), kind); e != nil && bad == nil {
+	it := s.object()
+	r.places.begin(s.i)
+	for it.next() {
+		key := plainKey(it.key)
+		r.places.member(key, it.at)
+		if e := r.field(&s, key, &sh); e != nil && bad == nil {
 			bad = e
 		}
+		r.places.valueEnds(s.i)
 	}
+	r.places.end()
 	if s.err == nil {
 		s.end()
 	}
@@ -61,17 +62,25 @@ func Scan(body []byte, kind Kind) (Request, error) {
 		return r, s.err
 	case bad != nil:
 		return r, bad
-	case len(r.Model) > maxModel:
-		r.Model = ""
-		return r, &FieldError{"model", fmt.Sprintf("must be at most %d bytes long", maxModel)}
-	case r.Model == "":
-		return r, &FieldError{"model", "is required: name one of the models that GET /v1/models lists"}
-	case r.Prompt == nil && kind == Chat:
-		return r, &FieldError{"messages", "is required"}
-	case r.Prompt == nil:
-		return r, &FieldError{"prompt", "is required"}
+	}
+	if err := r.checkModel(); err != nil {
+		return r, err
+	}
+	if r.Prompt == nil && sh.required {
+		return r, &FieldError{sh.prompt[0], "is required"}
 	}
 	return r, nil
+}
+
+func (r *Request) checkModel() error {
+	switch {
+	case len(r.Model) > maxModel:
+		r.Model = ""
+		return &FieldError{"model", fmt.Sprintf("must be at most %d bytes long", maxModel)}
+	case r.Model == "":
+		return &FieldError{"model", "is required: name one of the models that GET /v1/models lists"}
+	}
+	return nil
 }
 
 // maxModel is the longest model name taken: it goes into logs and metrics.
@@ -92,54 +101,61 @@ func plainKey(raw []byte) []byte {
 
 // field consumes the value of one top-level field. A repeated field counts by
 // its last value, as JSON libraries read it.
-func (r *Request) field(s *scanner, key []byte, kind Kind) *FieldError {
+func (r *Request) field(s *scanner, key []byte, sh *shape) *FieldError {
 	switch string(key) {
 	case "model":
-		return stringField(s, "model", &r.Model)
+		s.space()
+		r.places.model.from = s.i
+		err := stringField(s, "model", &r.Model)
+		r.places.model.to = s.i
+		return err
 	case "stream":
 		return boolField(s, "stream", &r.Stream)
 	case "stream_options":
 		return r.streamOptions(s)
-	case "max_tokens", "max_completion_tokens":
-		return r.limit(s, string(key), kind)
 	case "tools":
 		r.Tools = s.value()
+		return nil
 	case "cache_salt":
+		s.space()
+		r.places.salt.from = s.i
 		r.CacheSalt = s.value()
-	case "messages":
-		if kind != Chat {
-			s.value()
-			return nil
+		r.places.salt.to = s.i
+		return nil
+	case "previous_response_id":
+		if sh.continues && s.peek() == '"' {
+			return stringField(s, "previous_response_id", &r.Previous)
 		}
-		return r.prompt(s, "messages", "[")
-	case "prompt":
-		if kind != Completion {
-			s.value()
-			return nil
-		}
-		return r.prompt(s, "prompt", "[\"")
-	default:
-		s.value()
 	}
+	if sh.lead != "" && string(key) == sh.lead {
+		r.Lead = s.value()
+		return nil
+	}
+	for _, name := range sh.prompt {
+		if string(key) == name {
+			return r.prompt(s, name, sh)
+		}
+	}
+	for _, name := range sh.limit {
+		if string(key) == name {
+			return r.limit(s, name, sh.echo)
+		}
+	}
+	s.value()
 	return nil
 }
 
-func (r *Request) prompt(s *scanner, field, starts string) *FieldError {
+func (r *Request) prompt(s *scanner, field string, sh *shape) *FieldError {
 	c := s.peek()
 	media, mediaBytes := s.media, s.mediaBytes
 	r.Prompt = s.value()
 	r.media, r.mediaBytes = s.media-media, s.mediaBytes-mediaBytes
-	for i := range len(starts) {
-		if c == starts[i] {
-			r.promptIDs = countIDs(r.Prompt)
-			return nil
-		}
+	if sh.starts == "" || bytes.IndexByte([]byte(sh.starts), c) >= 0 {
+		r.promptIDs = countIDs(r.Prompt)
+		return nil
 	}
 	r.Prompt = nil
-	if field == "messages" {
-		return &FieldError{field, "must be an array of messages"}
-	}
-	return &FieldError{field, "must be a string, or an array of strings or token ids"}
+	return &FieldError{field, sh.wants}
 }
 
 // countIDs returns how many numbers a prompt of token ids holds; 0 for text.
@@ -207,15 +223,15 @@ func boolField(s *scanner, field string, dst *bool) *FieldError {
 	return nil
 }
 
-// limit reads a limit on the output. Text completions may set it to zero: with
-// "echo" that asks for the prompt's log probabilities alone.
-func (r *Request) limit(s *scanner, field string, kind Kind) *FieldError {
+// limit reads a limit on the output. Where zero is allowed it asks for what can
+// be had without output, such as the prompt's log probabilities.
+func (r *Request) limit(s *scanner, field string, zero bool) *FieldError {
 	raw := s.value()
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
 	n, err := strconv.ParseInt(string(raw), 10, 32)
-	if err != nil || n < 0 || n == 0 && kind == Chat {
+	if err != nil || n < 0 || n == 0 && !zero {
 		return &FieldError{field, "must be a positive integer"}
 	}
 	r.MaxOut = fleet.Tokens(n)
@@ -232,9 +248,12 @@ func (r *Request) PromptTokens(bytesPerToken float64) fleet.Tokens {
 	if r.promptIDs > 0 {
 		return fleet.Tokens(r.promptIDs)
 	}
-	text := len(r.Prompt) - r.mediaBytes + len(r.Tools)
+	text := len(r.Lead) + len(r.Prompt) - r.mediaBytes + len(r.Tools)
 	return max(fleet.Tokens(float64(text)/bytesPerToken)+fleet.Tokens(r.media*mediaTokens), 1)
 }
+
+// Counted reports whether PromptTokens is a count and no estimate.
+func (r *Request) Counted() bool { return r.promptIDs > 0 }
 
 // TextBytes returns how many bytes of the prompt are text, 0 for a prompt of
 // token ids or with files in it: the figure from which bytes per token are
@@ -243,7 +262,7 @@ func (r *Request) TextBytes() int {
 	if r.promptIDs > 0 || r.media > 0 {
 		return 0
 	}
-	return len(r.Prompt) + len(r.Tools)
+	return len(r.Lead) + len(r.Prompt) + len(r.Tools)
 }
 
 // Chain appends the keys of the prompt's bytes to dst and returns them with the
@@ -252,8 +271,22 @@ func (r *Request) TextBytes() int {
 // the KV of equal text (model, tools, salt, kind of request) seeds the chain.
 func (r *Request) Chain(dst []kv.Key, kind Kind, prompt fleet.Tokens) ([]kv.Key, float64) {
 	seed := kv.Seed([]byte(r.Model), []byte{byte(kind)}, r.Tools, r.CacheSalt)
-	if len(r.Prompt) < kv.ChunkBytes {
+	if len(r.Lead) > 0 {
+		dst, seed = chainLead(dst, seed, r.Lead)
+	}
+	if len(dst) == 0 && len(r.Prompt) < kv.ChunkBytes {
 		return dst, 0
 	}
-	return kv.Chain(dst, seed, r.Prompt), float64(prompt) * kv.ChunkBytes / float64(len(r.Prompt))
+	return kv.Chain(dst, seed, r.Prompt), float64(prompt) * kv.ChunkBytes / float64(len(r.Lead)+len(r.Prompt))
+}
+
+// chainLead appends the keys of what stands before the prompt and returns the
+// seed of the prompt's own: the last key, and what was too short for one.
+func chainLead(dst []kv.Key, seed kv.Key, lead []byte) ([]kv.Key, kv.Key) {
+	dst = kv.Chain(dst, seed, lead)
+	if n := len(dst); n > 0 {
+		seed = dst[n-1]
+	}
+	rest := lead[len(lead)/kv.ChunkBytes*kv.ChunkBytes:]
+	return dst, kv.Seed(strconv.AppendUint(nil, uint64(seed), 16), rest)
 }

@@ -62,7 +62,7 @@ func TestScanErrorsSayWhatAndWhere(t *testing.T) {
 			continue
 		}
 		p := BadBody(err)
-		if p.Status != 400 || !json.Valid(p.Body()) {
+		if p.Status != 400 || !json.Valid(p.Body(OpenAI, "")) {
 			t.Errorf("%.60s: problem %+v", c.body, p)
 		}
 		if _, isField := errors.AsType[*FieldError](err); isField && p.Param == "" {
@@ -97,7 +97,7 @@ func TestCompletionsMayAskForNoOutput(t *testing.T) {
 func TestProblemsEchoOnlyALittle(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, p := range []Problem{UnknownModel(long), NotFound(long, long), WrongMethod(long, long, "GET")} {
-		if n := len(p.Body()); n > 2000 || n < 100 {
+		if n := len(p.Body(OpenAI, "")); n > 2000 || n < 100 {
 			t.Errorf("status %d: a body of %d bytes", p.Status, n)
 		}
 	}

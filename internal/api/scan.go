@@ -235,6 +235,7 @@ type iter struct {
 	s     *scanner
 	close byte
 	key   []byte // raw; objects only
+	at    int    // where the member starts; objects only
 	begun bool
 }
 
@@ -270,6 +271,7 @@ func (it *iter) next() bool {
 	it.begun = true
 	if it.close == '}' {
 		s.space()
+		it.at = s.i
 		it.key = s.str()
 		return s.take(':', "a colon")
 	}

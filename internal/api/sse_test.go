@@ -134,7 +134,7 @@ func TestRefusalsHaveTheRightStatus(t *testing.T) {
 			t.Errorf("%v: Retry-After %d, want 1.5 s rounded up", r, p.RetryAfterSeconds())
 		}
 	}
-	ev := StreamBroke(fleet.FailConnect).Event()
+	ev := StreamBroke(fleet.FailConnect).Event(OpenAI, "")
 	if c := ReadChunk(ev); !c.Error || !bytes.HasSuffix(ev, []byte("}\n\n")) {
 		t.Errorf("our own error event does not read as one: %s", ev)
 	}

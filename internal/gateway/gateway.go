@@ -5,12 +5,8 @@ package gateway
 
 import (
 	"cmp"
-	"encoding/json"
 	"log/slog"
 	"net/http"
-	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,21 +14,21 @@ import (
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/live"
-	"penstock.dev/penstock/internal/stat"
 )
 
 // Fleet is what the gateway asks of the pools behind it.
 type Fleet interface {
-	// Pool returns the pool that serves a model.
-	Pool(model string) (*live.Pool, bool)
+	// Find returns how the model that clients call by a name is served.
+	Find(model string) (Service, bool)
 	// Models lists the models served, in any order.
 	Models() []Model
 }
 
-// Model is one entry of the model list.
-type Model struct {
-	ID          string
-	Created     time.Time
+// Service is how a model is served.
+type Service struct {
+	Pool        *live.Pool
+	Model       string       // its name at the engines; another than that asked for under an alias
+	Speaks      engine.API   // what its engines can be asked
 	MaxModelLen fleet.Tokens // 0 when unknown
 }
 
@@ -76,8 +72,12 @@ type Access struct {
 	Stream   bool
 	Prompt   fleet.Tokens // as estimated at arrival
 	Endpoint string       // name of the last endpoint tried
-	Err      error        // what went wrong, in the log's words; nil when nothing did
-	Panicked bool
+	Tenant   string       // whom it is charged to, by name; "" for nobody in particular
+	// Objective is the name under which the terms of its service were asked for;
+	// the terms themselves are in the decisions.
+	Objective string
+	Err       error // what went wrong, in the log's words; nil when nothing did
+	Panicked  bool
 	// Decisions are the records of its placements, one per attempt; nil for a
 	// request that never reached a pool.
 	Decisions []fleet.Decision
@@ -95,6 +95,7 @@ type Options struct {
 	// without it that is Client.
 	ClientFor func(*live.Pool) *engine.Client
 	Limits    Limits
+	Policy    Policy
 	Log       *slog.Logger
 	// Observe is told of every request at its end.
 	Observe func(*Access)
@@ -109,6 +110,7 @@ type Gateway struct {
 	draining atomic.Bool
 	ready    atomic.Bool
 	ratios   ratios
+	owners   owners
 }
 
 // New returns a gateway that is not ready until SetReady.
@@ -127,13 +129,7 @@ func New(o Options) *Gateway {
 	}
 	o.Limits = o.Limits.withDefaults()
 	g := &Gateway{o: o, mux: http.NewServeMux()}
-	g.mux.Handle("/v1/chat/completions", only(http.MethodPost, func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, api.Chat) }))
-	g.mux.Handle("/v1/completions", only(http.MethodPost, func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, api.Completion) }))
-	g.mux.Handle("/v1/models", only(http.MethodGet, g.listModels))
-	g.mux.Handle("/v1/models/{id...}", only(http.MethodGet, g.oneModel))
-	g.mux.Handle("/healthz", only(http.MethodGet, func(w http.ResponseWriter, _ *http.Request) { plainOK(w) }))
-	g.mux.Handle("/readyz", only(http.MethodGet, g.readyz))
-	g.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { writeProblem(w, api.NotFound(r.Method, r.URL.Path)) })
+	g.register()
 	return g
 }
 
@@ -143,6 +139,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// handler does not care for it. Not every writer has deadlines (tests'
 	// recorders have none); the server's do.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.o.Limits.BodyTimeout))
+	if g.cors(w, r) {
+		return
+	}
 	g.mux.ServeHTTP(w, r)
 }
 
@@ -158,7 +157,7 @@ func (g *Gateway) Ready() bool { return g.ready.Load() && !g.draining.Load() }
 
 func (g *Gateway) readyz(w http.ResponseWriter, _ *http.Request) {
 	if !g.Ready() {
-		writeProblem(w, api.Refused(fleet.RefuseDraining, 0))
+		writeProblem(w, api.Refused(fleet.RefuseDraining, 0), api.OpenAI, "")
 		return
 	}
 	plainOK(w)
@@ -167,103 +166,4 @@ func (g *Gateway) readyz(w http.ResponseWriter, _ *http.Request) {
 func plainOK(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = w.Write([]byte("ok\n")) // the prober may have gone
-}
-
-// only lets one method through (and HEAD with GET).
-func only(method string, h http.HandlerFunc) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != method && !(method == http.MethodGet && r.Method == http.MethodHead) {
-			w.Header().Set("Allow", method)
-			writeProblem(w, api.WrongMethod(r.Method, r.URL.Path, method))
-			return
-		}
-		h(w, r)
-	})
-}
-
-type modelBody struct {
-	ID          string `json:"id"`
-	Object      string `json:"object"`
-	Created     int64  `json:"created"`
-	OwnedBy     string `json:"owned_by"`
-	MaxModelLen int    `json:"max_model_len,omitempty"`
-}
-
-func bodyOf(m Model) modelBody {
-	return modelBody{ID: m.ID, Object: "model", Created: m.Created.Unix(), OwnedBy: "penstock", MaxModelLen: int(m.MaxModelLen)}
-}
-
-func (g *Gateway) listModels(w http.ResponseWriter, _ *http.Request) {
-	list := struct {
-		Object string      `json:"object"`
-		Data   []modelBody `json:"data"`
-	}{Object: "list", Data: []modelBody{}}
-	for _, m := range g.o.Fleet.Models() {
-		list.Data = append(list.Data, bodyOf(m))
-	}
-	slices.SortFunc(list.Data, func(a, b modelBody) int { return strings.Compare(a.ID, b.ID) })
-	writeJSON(w, http.StatusOK, list)
-}
-
-func (g *Gateway) oneModel(w http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("id")
-	for _, m := range g.o.Fleet.Models() {
-		if m.ID == id {
-			writeJSON(w, http.StatusOK, bodyOf(m))
-			return
-		}
-	}
-	writeProblem(w, api.UnknownModel(id))
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client may have gone
-}
-
-// ratios learns how many bytes of a request body make a token, per model.
-type ratios struct {
-	mu      sync.Mutex
-	byModel map[string]*stat.EWMA
-}
-
-// The ratio before anything is learnt, the span in which a learnt one is
-// believed, and how fast old answers are forgotten.
-const (
-	bytesPerToken    = 4.0
-	minBytesPerToken = 0.5
-	maxBytesPerToken = 16
-	ratioHalfLife    = 600 // s
-	minRatioTokens   = 64  // shorter prompts are mostly chat template
-)
-
-func (r *ratios) get(model string) float64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if e := r.byModel[model]; e != nil {
-		return e.Value(bytesPerToken)
-	}
-	return bytesPerToken
-}
-
-func (r *ratios) learn(model string, now fleet.Time, textBytes int, prompt fleet.Tokens) {
-	if prompt < minRatioTokens || textBytes == 0 {
-		return
-	}
-	ratio := float64(textBytes) / float64(prompt)
-	if ratio < minBytesPerToken || ratio > maxBytesPerToken {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.byModel == nil {
-		r.byModel = map[string]*stat.EWMA{}
-	}
-	e := r.byModel[model]
-	if e == nil {
-		e = &stat.EWMA{HalfLife: ratioHalfLife}
-		r.byModel[model] = e
-	}
-	e.Observe(now.Seconds(), ratio)
 }

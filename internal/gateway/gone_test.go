@@ -273,5 +273,5 @@ func (f *fragile) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 // panicking is a fleet with a bug.
 type panicking struct{}
 
-func (panicking) Pool(string) (*live.Pool, bool) { panic("a bug") }
-func (panicking) Models() []Model                { return nil }
+func (panicking) Find(string) (Service, bool) { panic("a bug") }
+func (panicking) Models() []Model             { return nil }

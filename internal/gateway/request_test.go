@@ -155,7 +155,7 @@ func TestSlowBodyHoldsNoOtherRoute(t *testing.T) {
 		status int
 		code   string
 	}{
-		{"POST /nothing", 404, "unknown_url"}, {"PUT /v1/models", 405, "method_not_allowed"}, {"POST " + chatPath, 413, "body_too_large"},
+		{"PUT /nothing", 404, "unknown_url"}, {"POST /sleep", 404, "unknown_url"}, {"PUT /v1/models", 405, "method_not_allowed"}, {"POST " + chatPath, 413, "body_too_large"},
 	} {
 		conn := r.raw(c.head + " HTTP/1.1\r\nHost: g\r\nContent-Length: 100\r\n\r\n{")
 		wantProblem(t, reply(t, conn), c.status, c.code)

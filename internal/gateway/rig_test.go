@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -59,27 +60,33 @@ func until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// oneFleet serves every model of a list, or any when it is empty, from one pool.
+// oneFleet serves every model of a list, or any when it is empty, from one pool
+// whose engines speak everything but what silent says.
 type oneFleet struct {
 	pool   *live.Pool
 	models []Model
+	silent engine.API
 }
 
 func (f oneFleet) Models() []Model { return f.models }
 
-func (f oneFleet) Pool(model string) (*live.Pool, bool) {
+func (f oneFleet) Find(model string) (Service, bool) {
+	s := Service{Pool: f.pool, Model: model, Speaks: ^f.silent}
 	for _, m := range f.models {
 		if m.ID == model {
-			return f.pool, true
+			s.Model, s.MaxModelLen = cmp.Or(m.Root, m.ID), m.MaxModelLen
+			return s, true
 		}
 	}
-	return f.pool, len(f.models) == 0
+	return s, len(f.models) == 0
 }
 
 // setup is what a rig differs in from the usual.
 type setup struct {
 	limits Limits
+	policy Policy
 	models []Model
+	silent engine.API // what the engines do not speak
 	pool   func(*live.Options)
 }
 
@@ -114,7 +121,7 @@ func newRig(t testing.TB, s setup, urls ...string) *rig {
 		r.endpoints = append(r.endpoints, r.pool.Add(live.Target{Name: fmt.Sprintf("e%d", i), URL: u}))
 	}
 	r.gw = New(Options{
-		Fleet: oneFleet{r.pool, s.models}, Client: r.engines, Limits: s.limits,
+		Fleet: oneFleet{r.pool, s.models, s.silent}, Client: r.engines, Limits: s.limits, Policy: s.policy,
 		Observe: func(a *Access) { r.seen <- *a },
 	})
 	r.gw.SetReady()

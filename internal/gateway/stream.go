@@ -16,8 +16,9 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 )
 
-// stream passes an event stream on: whole events only, bytes unchanged, each
-// flushed at once. Until the first event with data nothing has been promised to
+// stream passes an event stream on: whole events only, each flushed at once, with
+// its bytes unchanged unless the client asked in another API or by another name
+// than the engine answers. Until the first event with data nothing has been promised to
 // the client and another endpoint may still answer.
 type stream struct {
 	x      *exchange
@@ -28,6 +29,9 @@ type stream struct {
 	resp   *http.Response
 
 	split    *api.Splitter
+	protocol api.Protocol
+	retell   api.Retelling
+	told     []byte // events as the client gets them, where that is not as they came
 	held     []byte // comments that came before the first event with data
 	usage    fleet.Usage
 	finished bool // a finish reason or [DONE] has been seen
@@ -57,6 +61,11 @@ var fine = verdict{}
 func (s *stream) run() bool {
 	s.split = splitters.Get().(*api.Splitter)
 	s.usage.Cached = -1
+	s.protocol = s.x.toward.kind.Protocol()
+	s.finished = s.protocol == api.AnyJSON // of which nobody knows what ends it
+	if s.x.toward.retell {
+		s.retell = s.x.retelling()
+	}
 	v := s.pump()
 	if s.idle != nil {
 		s.idle.Stop()
@@ -126,6 +135,9 @@ func (s *stream) end() verdict {
 		return verdict{failure: fleet.FailStream, err: errors.New("the stream ended inside an event")}
 	case !s.finished:
 		return verdict{failure: fleet.FailStream, err: errors.New("the stream ended without a finish reason or [DONE]")}
+	case s.x.toward.retell && !s.done:
+		s.told = s.retell.End(s.told[:0])
+		return s.forward(s.told, true)
 	}
 	return fine
 }
@@ -133,13 +145,15 @@ func (s *stream) end() verdict {
 // take looks at whole events and forwards those that are in order.
 func (s *stream) take(whole []byte) verdict {
 	good, begun, done := 0, s.x.committed, false
+	asIs := !s.x.toward.retell && !s.x.toward.rename
+	s.told = s.told[:0]
 	bad := fine
 	now := time.Now()
 	api.Events(whole, func(ev []byte) {
 		if bad != fine {
 			return
 		}
-		c := api.ReadChunk(ev)
+		c := api.ReadEvent(s.protocol, ev)
 		if bad = faultOf(c); bad != fine {
 			// Before anything is promised somebody else may do better; after it,
 			// the engine's own error is the last word.
@@ -148,16 +162,44 @@ func (s *stream) take(whole []byte) verdict {
 			}
 			s.lastWord = true
 		}
+		if !asIs {
+			if v := s.tell(ev, c); v != fine {
+				bad = v
+				return
+			}
+		}
 		good += len(ev)
 		begun = begun || c.Data || c.Done
 		done = done || c.Done
 		s.note(c, now)
 	})
-	if v := s.forward(whole[:good], begun); v != fine {
+	events := whole[:good]
+	if !asIs {
+		events = s.told
+	}
+	if v := s.forward(events, begun); v != fine {
 		return v
 	}
 	s.done = s.done || done
 	return bad
+}
+
+// tell appends an event to told as the client gets it.
+func (s *stream) tell(ev []byte, c api.Chunk) verdict {
+	x := s.x
+	switch {
+	case !x.toward.retell:
+		s.told = api.RenameEvent(s.told, ev, x.service.Model, x.access.Model)
+	case c.Error:
+		p, _ := api.EngineRefused(http.StatusBadGateway, api.EventData(ev), x.route.style)
+		s.told = append(s.told, p.Event(x.route.style, x.access.ID)...)
+	default:
+		var err error
+		if s.told, err = s.retell.Event(s.told, ev); err != nil {
+			return verdict{failure: fleet.FailGarbage, err: err}
+		}
+	}
+	return fine
 }
 
 func faultOf(c api.Chunk) verdict {
@@ -175,9 +217,8 @@ func faultOf(c api.Chunk) verdict {
 // note keeps account of one event.
 func (s *stream) note(c api.Chunk, now time.Time) {
 	x := s.x
-	if c.Usage.Known {
-		s.usage = c.Usage
-	}
+	s.count(c.Usage)
+	x.owned(c.ID)
 	s.finished = s.finished || c.Done || c.Finish
 	if !c.Text {
 		return
@@ -194,6 +235,19 @@ func (s *stream) note(c api.Chunk, now time.Time) {
 	if now.Sub(s.progress) >= progressEvery {
 		s.progress = now
 		x.ticket.Progress(fleet.Tokens(x.access.Events))
+	}
+}
+
+// count takes in what an event says of usage. Some APIs tell the prompt first and
+// the output at the end.
+func (s *stream) count(u fleet.Usage) {
+	switch {
+	case u.Known && u.Prompt == 0:
+		s.usage.Known, s.usage.Output = true, u.Output
+	case u.Known:
+		s.usage = u
+	case u.Prompt > 0:
+		s.usage.Prompt, s.usage.Cached = u.Prompt, u.Cached
 	}
 }
 
@@ -222,14 +276,8 @@ func (s *stream) forward(events []byte, begun bool) verdict {
 			s.held = nil
 		}
 	}
-	x.extend()
-	n, err := x.w.Write(events)
-	x.access.Bytes += int64(n)
-	if err == nil {
-		err = x.rc.Flush()
-	}
-	if err != nil {
-		return verdict{gone: true, err: fmt.Errorf("write to client: %w", err)}
+	if err := x.send(events); err != nil {
+		return verdict{gone: true, err: err}
 	}
 	return fine
 }
@@ -245,21 +293,13 @@ func (s *stream) broke(v verdict) bool {
 	if !x.committed {
 		return x.failed(s.ctx, v.failure, v.err)
 	}
-	if cause := context.Cause(s.ctx); cause != nil {
-		v.failure, v.err = engine.Classify(cause), fmt.Errorf("%w (%w)", cause, v.err)
-	}
+	v.failure, v.err = cause(s.ctx, v.failure, v.err)
 	s.settle()
 	x.access.Failure, x.access.Err = v.failure, v.err
 	x.ticket.Failed(v.failure, true)
 	if !s.lastWord {
-		x.extend()
-		n, err := x.w.Write(api.StreamBroke(v.failure).Event())
-		x.access.Bytes += int64(n)
-		if err == nil {
-			err = x.rc.Flush()
-		}
-		if err != nil {
-			x.gone(fmt.Errorf("write to client: %w", err))
+		if err := x.send(api.StreamBroke(v.failure).Event(x.route.style, x.access.ID)); err != nil {
+			x.gone(err)
 		}
 	}
 	return false

@@ -176,7 +176,7 @@ func TestAnswersOfTheOtherKindPassToo(t *testing.T) {
 }
 
 // broken is the event that the gateway ends a broken stream with.
-func broken(f fleet.Failure) string { return string(api.StreamBroke(f).Event()) }
+func broken(f fleet.Failure) string { return string(api.StreamBroke(f).Event(api.OpenAI, "")) }
 
 // TestBrokenStreamsEndInAnError: after the first event nothing is retried and
 // nothing doubled; the client is told, and keeps what was whole.
