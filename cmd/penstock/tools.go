@@ -8,11 +8,8 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/bench"
-	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/fleet"
-	"penstock.dev/penstock/internal/journal"
-	"penstock.dev/penstock/internal/pool"
 )
 
 func kvTokens(n int) fleet.Tokens { return fleet.Tokens(n) }
@@ -100,62 +97,5 @@ func (c *benchCmd) Run(ctx context.Context, s streams) error {
 	if r.Requests.Failed > 0 || r.Interrupted {
 		return exitError(1)
 	}
-	return nil
-}
-
-type checkCmd struct {
-	File    string `arg:"" optional:"" type:"existingfile" help:"Fleet file to check."`
-	Journal string `type:"existingfile" placeholder:"FILE" help:"Replay a journal into a fresh brain and compare its actions byte by byte."`
-}
-
-// Help shows examples.
-func (checkCmd) Help() string {
-	return `Examples:
-  penstock check fleet.yaml
-  penstock check --journal decisions.journal`
-}
-
-// Run checks what it is given and reports every problem.
-func (c *checkCmd) Run(s streams) error {
-	if c.File == "" && c.Journal == "" {
-		return errors.New("nothing to check: give a Fleet file or --journal FILE")
-	}
-	if c.File != "" {
-		f, errs := config.Load(c.File)
-		for _, e := range errs {
-			fmt.Fprintln(s.Out, e)
-		}
-		if len(errs) > 0 {
-			return fmt.Errorf("%s has %d problems", c.File, len(errs))
-		}
-		endpoints := 0
-		for _, p := range f.Pools {
-			endpoints += len(p.Endpoints)
-		}
-		fmt.Fprintf(s.Out, "%s is in order: %d pools, %d endpoints\n", c.File, len(f.Pools), endpoints)
-	}
-	if c.Journal != "" {
-		return c.replay(s)
-	}
-	return nil
-}
-
-func (c *checkCmd) replay(s streams) error {
-	file, err := os.Open(c.Journal)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	r, err := journal.NewReader(file)
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.Journal, err)
-	}
-	b, steps, err := pool.Replay(r)
-	if err != nil {
-		return fmt.Errorf("%s, after %d steps: %w", c.Journal, steps, err)
-	}
-	t := b.Tally()
-	fmt.Fprintf(s.Out, "%s replays to the same actions: %d steps, %d requests (%d done, %d failed, %d cancelled, %d shed or expired, %d open at the end)\n",
-		c.Journal, steps, t.Arrived, t.Done, t.Failed, t.Cancelled, t.Shed+t.Expired, t.Queued+t.InFlight)
 	return nil
 }

@@ -8,15 +8,13 @@ import (
 	"net/http"
 	"strings"
 	"time"
-
-	"penstock.dev/penstock/internal/discovery"
 )
 
 // Fleet is what the admin port may change.
 type Fleet interface {
 	// PutEndpoint adds an endpoint to a pool or renews its lease; lease 0 is for
-	// ever. It returns the endpoint with its name filled in.
-	PutEndpoint(pool string, e discovery.Endpoint, lease time.Duration) (discovery.Endpoint, error)
+	// ever. It returns the endpoint's name, made from its URL when none is given.
+	PutEndpoint(pool, name, url string, lease time.Duration) (string, error)
 	// DeleteEndpoint takes one out that was put in over the API. It may finish
 	// what it has for as long as drain says; 0 is the pool's own time.
 	DeleteEndpoint(pool, name string, drain time.Duration) error
@@ -80,12 +78,12 @@ func (a *adminPort) put(w http.ResponseWriter, r *http.Request, lease time.Durat
 			return
 		}
 	}
-	e, err := a.o.Fleet.PutEndpoint(req.Pool, discovery.Endpoint{Name: req.Name, URL: req.URL}, lease)
+	name, err := a.o.Fleet.PutEndpoint(req.Pool, req.Name, req.URL, lease)
 	if err != nil {
 		fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	reply(w, http.StatusOK, map[string]string{"pool": req.Pool, "name": e.Name, "url": e.URL, "lease": lease.String()})
+	reply(w, http.StatusOK, map[string]string{"pool": req.Pool, "name": name, "url": req.URL, "lease": lease.String()})
 }
 
 func (a *adminPort) deleteEndpoint(w http.ResponseWriter, r *http.Request) {

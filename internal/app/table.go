@@ -213,12 +213,13 @@ func (t *table) close() error {
 var errNoPool = errors.New("no such pool")
 
 // PutEndpoint implements admin.Fleet.
-func (t *table) PutEndpoint(pool string, e discovery.Endpoint, lease time.Duration) (discovery.Endpoint, error) {
+func (t *table) PutEndpoint(pool, name, url string, lease time.Duration) (string, error) {
 	r, err := t.registry(pool)
 	if err != nil {
-		return e, err
+		return "", err
 	}
-	return r.Put(e, lease)
+	e, err := r.Put(discovery.Endpoint{Name: name, URL: url}, lease)
+	return e.Name, err
 }
 
 // DeleteEndpoint implements admin.Fleet.

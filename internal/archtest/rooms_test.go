@@ -43,6 +43,7 @@ var rooms = map[string]room{
 	"flow":  {pure: true, may: "@nouns @facts", why: "where and when are told apart: only pool knows both"},
 	"group": {pure: true, may: "@nouns @facts"},
 
+	"scenario":  {pure: true, may: "@nouns @facts pool", why: "a scenario asks the brain; it decides nothing itself"},
 	"pool":      {pure: true, may: "@nouns @facts @rules", why: "pool composes the deciders; how many is not its question"},
 	"scale":     {pure: true, may: "@nouns perf", why: "the planner sees demand and capacity, never one request"},
 	"enginesim": {pure: true, may: "@nouns kv", why: "an engine's truth must not be computed by the belief that is tested against it"},
@@ -62,7 +63,7 @@ var rooms = map[string]room{
 	"usage":         {may: "@pure"},
 	"doctor":        {may: "@pure"},
 	"tui":           {may: "@pure"},
-	"config":        {may: "@pure gateway engine", why: "configuration is read into the plain values of those who use them"},
+	"config":        {may: "@pure scenario gateway engine", why: "configuration is read into the plain values of those who use them"},
 	"obs":           {may: "@pure gateway live", why: "signals are made of what the front and the brain report"},
 	"admin":         {may: "@pure live obs", why: "the simulated lab reaches the page as a function, not as an import"},
 

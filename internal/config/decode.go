@@ -53,6 +53,9 @@ func decode(path string, v any, dst reflect.Value, errs *problems) {
 		decodeStruct(path, v, dst, errs)
 	case reflect.Slice:
 		decodeSlice(path, v, dst, errs)
+	case reflect.Pointer:
+		dst.Set(reflect.New(dst.Type().Elem()))
+		decode(path, v, dst.Elem(), errs)
 	case reflect.Map:
 		decodeMap(path, v, dst, errs)
 	case reflect.String:
