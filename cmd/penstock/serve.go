@@ -18,7 +18,6 @@ import (
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/obs"
-	"penstock.dev/penstock/internal/pool"
 	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/workload"
 )
@@ -28,6 +27,10 @@ type portFlags struct {
 	Listen        string        `default:"127.0.0.1:8080" help:"Public address."`
 	AdminListen   string        `default:"127.0.0.1:9090" help:"Admin address; anything but loopback needs --admin-token."`
 	AdminToken    string        `placeholder:"TOKEN" help:"Bearer token of the admin port."`
+	RegisterToken string        `placeholder:"TOKEN" help:"Token with which engines may register themselves at the admin port (POST /api/register)."`
+	TLSCert       string        `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Certificate of the public port, read again when it changes."`
+	TLSKey        string        `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Its key."`
+	TLSClientCA   string        `name:"tls-client-ca" type:"existingfile" placeholder:"FILE" help:"Clients must show a certificate of this CA."`
 	Journal       string        `type:"path" placeholder:"FILE" help:"Record every event and decision of the brain to FILE (lengths, hashes and times, no text)."`
 	Seed          uint64        `default:"1" help:"Seed of the policies' random choices."`
 	LogFormat     string        `enum:"text,json" default:"text" help:"text or json."`
@@ -67,15 +70,15 @@ func (f fleetFlags) options(simulated *app.Simulated) (app.Options, error) {
 		if len(errs) > 0 {
 			return o, fmt.Errorf("%s has %d problems:\n%w", f.Config, len(errs), errors.Join(errs...))
 		}
-		o.Config = c
+		o.Config, o.ConfigPath = c, f.Config
 	case f.Endpoints != "":
 		found, err := discovery.ParseList(f.Endpoints)
 		if err != nil {
 			return o, fmt.Errorf("--endpoints: %w", err)
 		}
 		o.Discover = found
-		o.DiscoveredPool = config.Pool{Dialect: f.Dialect, Config: pool.Default()}
-		o.DiscoveredPool.Policy = spec
+		o.DiscoveredPool = config.DefaultPool()
+		o.DiscoveredPool.Dialect, o.DiscoveredPool.Policy = f.Dialect, spec
 	case simulated != nil:
 		simulated.Pool.Policy = spec
 		o.Config.Pools = []config.Pool{simulated.Pool}
@@ -96,6 +99,9 @@ func (p portFlags) start(o app.Options, drainDelay time.Duration, s streams) (*a
 	o.Listen, o.AdminListen, o.AdminToken = p.Listen, p.AdminListen, p.AdminToken
 	o.Journal, o.Seed, o.Version, o.Log, o.AccessLog = p.Journal, p.Seed, version(), log, p.AccessLog
 	o.DrainDelay, o.DrainTimeout = drainDelay, p.DrainTimeout
+	o.RegisterToken = p.RegisterToken
+	o.TLS = app.TLS{Cert: p.TLSCert, Key: p.TLSKey, ClientCA: p.TLSClientCA}
+	o.Reload = s.Hangups
 	o.ShowClients, o.MetricsListen = !p.Redact, p.MetricsListen
 	a, err := app.Start(o)
 	return a, log, err
