@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -152,7 +154,11 @@ func (a *App) openPools() error {
 
 // modelsOf returns the models that a pool of the file answers to.
 func (a *App) modelsOf(c config.Pool) []gateway.Model {
-	return []gateway.Model{{ID: c.Model, Created: a.started}}
+	models := []gateway.Model{{ID: c.Model, Created: a.started}}
+	for _, alias := range slices.Sorted(maps.Keys(c.Aliases)) {
+		models = append(models, gateway.Model{ID: alias, Created: a.started, Root: c.Aliases[alias]})
+	}
+	return models
 }
 
 func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
@@ -161,7 +167,7 @@ func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x, !a.o.ShowClients) }
 	}
 	a.gateway = gateway.New(gateway.Options{
-		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Log: a.log,
+		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Policy: a.o.Config.Policy(), Log: a.log,
 		Observe: func(x *gateway.Access) { observer.Observe(x); a.reloader.observe(x) },
 	})
 	adminHandler := admin.New(admin.Options{

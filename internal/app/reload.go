@@ -128,6 +128,7 @@ func (r *reloader) Apply(c config.Fleet) error {
 		return err
 	}
 	r.previous, r.current = &old, c
+	r.app.gateway.SetPolicy(c.Policy())
 	r.finishLocked(reloadApplied, nil)
 	for _, field := range needRestart(old, c) {
 		r.app.log.Warn("this change needs a restart", "field", field)
@@ -240,5 +241,6 @@ func (r *reloader) rollback() {
 		return
 	}
 	r.current, r.previous = *r.previous, nil
+	r.app.gateway.SetPolicy(r.current.Policy())
 	r.finishLocked(reloadRolledBack, []error{errors.New("more requests failed after the change than before it")})
 }

@@ -164,7 +164,7 @@ func (t *table) found(f discovery.Found) {
 		if m.Parent == "" && base == "" {
 			base = m.ID
 		}
-		models = append(models, gateway.Model{ID: m.ID, Created: t.app.started, MaxModelLen: m.MaxModelLen})
+		models = append(models, gateway.Model{ID: m.ID, Created: t.app.started, MaxModelLen: m.MaxModelLen, Parent: m.Parent})
 	}
 	if base == "" {
 		t.app.log.Warn("endpoint lists adapters but no base model; it is left out", "endpoint", f.Name)

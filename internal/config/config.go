@@ -35,6 +35,8 @@ type Fleet struct {
 	Reload Reload `json:"reload"`
 	// Pools are the models served and the endpoints that serve them.
 	Pools []Pool `json:"pools"`
+
+	Front
 }
 
 // Limits bound what clients and engines may take.
@@ -77,6 +79,9 @@ type Pool struct {
 	Name string `json:"name"`
 	// Model is what clients ask for. Required.
 	Model string `json:"model"`
+	// Aliases are further names that clients may use, each with the model it stands
+	// for: that of the pool, or an adapter of it.
+	Aliases map[string]string `json:"aliases"`
 	// Dialect is how the engines are spoken to; auto asks each what it is.
 	Dialect string `json:"dialect"`
 	// Endpoints are the servers. At least one, unless they come from elsewhere.
@@ -146,7 +151,7 @@ func (e Engine) Limits() fleet.Limits {
 func Default() Fleet {
 	l := gateway.DefaultLimits()
 	return Fleet{
-		APIVersion: APIVersion, Kind: Kind,
+		APIVersion: APIVersion, Kind: Kind, Front: defaultFront(),
 		Limits: Limits{
 			MaxBodyBytes: l.MaxBody, MaxHeaderBytes: 64 << 10, MaxConnections: 20_000, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
 			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,

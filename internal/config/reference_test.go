@@ -31,6 +31,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 	p.setDefaults()
 	p.Endpoints = []Endpoint{{}}
 	f.Pools = []Pool{p}
+	f.Objectives = []Objective{{}}
 	r.table("", reflect.ValueOf(f))
 	fmt.Fprintf(&r.b, "\nDialects: %s. Policies: %s. Scorers of `weighted`: %s.\n",
 		strings.Join(engine.DialectNames(), ", "), strings.Join(route.Names(), ", "), strings.Join(route.ScorerNames(), ", "))

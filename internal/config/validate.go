@@ -43,6 +43,8 @@ func (f Fleet) Validate() []error {
 		unique(&errs, path+".name", f.Pools[i].Name, i, names, "pools[%d]")
 		unique(&errs, path+".model", f.Pools[i].Model, i, models, "pools[%d]")
 	}
+	validateAliases(f.Pools, &errs)
+	f.Front.validate(&errs)
 	return errs
 }
 

@@ -162,7 +162,7 @@ func (x *exchange) put() error {
 	if x.toward.rename {
 		c.Model = x.service.Model
 	}
-	if x.g.o.Policy.SaltPerTenant && x.route.kind.Salted() {
+	if x.policy.SaltPerTenant && x.route.kind.Salted() {
 		c.Salt = x.salt()
 		x.req.CacheSalt = api.AppendString(nil, c.Salt)
 	}

@@ -29,6 +29,7 @@ type exchange struct {
 	r     *http.Request
 	route *route
 
+	policy  *Policy
 	access  Access
 	trace   Trace
 	start   time.Time
@@ -65,7 +66,7 @@ const chainRoom = 512
 
 // begin makes the exchange of a request and follows it to finish.
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, rt *route) *exchange {
-	x := &exchange{g: g, w: w, rc: http.NewResponseController(w), r: r, route: rt, start: time.Now()}
+	x := &exchange{g: g, w: w, rc: http.NewResponseController(w), r: r, route: rt, policy: g.policy.Load(), start: time.Now()}
 	x.access = Access{ID: requestID(r), Method: r.Method, Path: r.URL.Path, Remote: r.RemoteAddr}
 	w.Header().Set("X-Request-Id", x.access.ID)
 	if rt.style == api.Anthropic {

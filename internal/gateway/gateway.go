@@ -109,6 +109,7 @@ type Gateway struct {
 	mux      *http.ServeMux
 	draining atomic.Bool
 	ready    atomic.Bool
+	policy   atomic.Pointer[Policy]
 	ratios   ratios
 	owners   owners
 }
@@ -129,6 +130,7 @@ func New(o Options) *Gateway {
 	}
 	o.Limits = o.Limits.withDefaults()
 	g := &Gateway{o: o, mux: http.NewServeMux()}
+	g.SetPolicy(o.Policy)
 	g.register()
 	return g
 }
@@ -144,6 +146,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	g.mux.ServeHTTP(w, r)
 }
+
+// SetPolicy replaces the policy for requests that come from now on.
+func (g *Gateway) SetPolicy(p Policy) { g.policy.Store(&p) }
 
 // SetReady makes /readyz answer 200.
 func (g *Gateway) SetReady() { g.ready.Store(true) }

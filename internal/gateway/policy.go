@@ -45,13 +45,13 @@ var (
 // terms reads the control headers of a request, if its sender may set them. What
 // makes no sense is refused: a promise misread would be broken in silence.
 func (x *exchange) readTerms() bool {
-	if !x.g.o.Policy.trusts(x.r.RemoteAddr) {
+	if !x.policy.trusts(x.r.RemoteAddr) {
 		return true
 	}
 	name, value, p := nameHeader(x.r.Header, headerObjective)
 	x.access.Objective = value
 	if p == nil {
-		o := x.g.o.Policy.Objectives[value]
+		o := x.policy.Objectives[value]
 		x.terms.Priority, x.terms.SLO = o.Priority, o.SLO
 		name, x.access.Tenant, p = nameHeader(x.r.Header, headerTenant)
 	}
@@ -135,7 +135,8 @@ func (x *exchange) salt() string {
 // cors tells web pages of the origins allowed that they may look, and answers
 // their preflight requests. It reports whether the request is done with.
 func (g *Gateway) cors(w http.ResponseWriter, r *http.Request) bool {
-	if len(g.o.Policy.Origins) == 0 {
+	origins := g.policy.Load().Origins
+	if len(origins) == 0 {
 		return false
 	}
 	h := w.Header()
@@ -144,9 +145,9 @@ func (g *Gateway) cors(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case origin == "":
 		return false
-	case slices.Contains(g.o.Policy.Origins, "*"):
+	case slices.Contains(origins, "*"):
 		h.Set("Access-Control-Allow-Origin", "*")
-	case slices.Contains(g.o.Policy.Origins, origin):
+	case slices.Contains(origins, origin):
 		h.Set("Access-Control-Allow-Origin", origin)
 	default:
 		return false // the browser will keep the answer from the page
