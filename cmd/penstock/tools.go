@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -36,17 +37,24 @@ type engineCmd struct {
 	NoMessages   bool          `name:"no-messages" help:"Do not speak Anthropic's API."`
 	NoResponses  bool          `name:"no-responses" help:"Do not speak OpenAI's responses API."`
 	NoMetrics    bool          `name:"no-metrics" help:"Show no metrics, as SGLang does unless asked to."`
+	DevMode      bool          `name:"dev-mode" help:"Add vLLM's routes for sleeping, pausing and resetting."`
+	RefuseAsleep bool          `name:"refuse-asleep" help:"Answer 503 while asleep instead of waiting."`
+	TLSCert      string        `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Serve over TLS with this certificate."`
+	TLSKey       string        `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Its key."`
+	HTTP1Only    bool          `name:"http1-only" help:"Do not speak HTTP/2."`
 	Grace        time.Duration `default:"10s" help:"After a signal, let open requests run for so long."`
 }
 
 // Help shows examples.
 func (engineCmd) Help() string {
-	return `A simulated engine speaks vLLM's API and schedules as vLLM does; only its
-arithmetic is missing. It can be made to fail on purpose: see POST /sim/fault.
+	return `A simulated engine speaks vLLM's API, or SGLang's, and schedules as vLLM does;
+only its arithmetic is missing. It can be made to fail on purpose: see POST
+/sim/fault.
 
 Examples:
   penstock engine --listen 127.0.0.1:8001
   penstock engine --listen 127.0.0.1:8002 --factor 1.5     a slow replica
+  penstock engine --engine sglang --lora poet --lora clerk --max-loras 2
   curl -X POST localhost:8001/sim/fault -d '{"kind":"hang","count":1}'`
 }
 
@@ -56,12 +64,18 @@ const crashed = 137
 
 // Run serves until a signal, or until told to crash.
 func (c *engineCmd) Run(ctx context.Context, s streams) error {
+	secure, err := c.tls()
+	if err != nil {
+		return err
+	}
 	n, err := server.Listen(c.Listen, server.Config{
+		TLS: secure,
 		Options: server.Options{
 			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
 			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
 			Engine: c.Engine, LoRAs: c.LoRA, MaxLoRAs: c.MaxLoRAs, LoadLoRA: c.LoadLoRA,
 			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,
+			DevMode: c.DevMode, RefuseAsleep: c.RefuseAsleep, HTTP1Only: c.HTTP1Only,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
 		},
 	})
@@ -81,6 +95,18 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	return nil
+}
+
+// tls is the configuration to serve with; nil without a certificate.
+func (c *engineCmd) tls() (*tls.Config, error) {
+	if c.TLSCert == "" && c.TLSKey == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
 }
 
 type benchCmd struct{ bench.Options }

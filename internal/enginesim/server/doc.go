@@ -1,11 +1,51 @@
 // Package server puts a simulated engine (package enginesim) behind the HTTP
-// surface of vLLM, so that clients, scrapers and gateways cannot tell.
+// surface of vLLM or of SGLang, so that clients, scrapers and gateways cannot
+// tell.
 //
 // # Surface
 //
-//	GET  /v1/models             POST /v1/completions    POST /tokenize
-//	GET  /health                POST /v1/chat/completions POST /detokenize
-//	GET  /version               GET  /metrics
+// Both engines:
+//
+//	POST /v1/chat/completions   GET  /v1/models         GET /health
+//	POST /v1/completions        POST /tokenize          GET /metrics
+//	POST /v1/embeddings         POST /detokenize
+//	POST /v1/responses          GET  /v1/responses/{id} POST /v1/responses/{id}/cancel
+//
+// vLLM:
+//
+//	POST /v1/messages           POST /v1/messages/count_tokens
+//	POST /v1/audio/transcriptions, /v1/audio/translations
+//	POST /rerank, /v1/rerank, /v2/rerank, /score, /v1/score
+//	GET  /version, /load, /ping
+//	POST /v1/load_lora_adapter, /v1/unload_lora_adapter     with Options.LoadLoRA
+//
+// and with Options.DevMode:
+//
+//	POST /sleep?level=&mode=    POST /wake_up?tags=     GET /is_sleeping
+//	POST /pause?mode=           POST /resume            GET /is_paused
+//	POST /abort_requests        POST /reset_prefix_cache, /reset_mm_cache, /reset_encoder_cache
+//	GET  /server_info
+//
+// SGLang, whose page has the 16 tokens of a simulated block, not one:
+//
+//	POST /generate              POST /abort_request     GET, POST /flush_cache
+//	GET  /get_model_info, /model_info, /get_server_info, /server_info
+//	GET  /v1/loads, /get_load, /health_generate
+//	POST /v1/rerank, /v1/score
+//	POST /load_lora_adapter, /unload_lora_adapter           with Options.LoadLoRA
+//
+// Handlers share one way through the engine, a generation, and one loop that
+// streams it; what a dialect adds is a framer, which writes its events.
+// Embeddings, ranks and scores are prefills that generate nothing: they wait
+// and take time like all others, and their vectors are made from the words.
+//
+// A request that must call a tool, or answer in JSON, gets values invented to
+// fit the schema; left to itself the model only talks. An image costs a fixed
+// number of tokens that depend on its address. The log probabilities are
+// invented, too.
+//
+// Adapters are models with texts and caches of their own. At most
+// Options.MaxLoRAs of them run at once; requests for others wait.
 //
 // Text is made of tokens of at most four bytes; the vocabulary is all of them,
 // so any text has one tokenization and any answer, sent back as part of the
@@ -22,7 +62,7 @@
 //
 //	{"kind":"refuse","status":503,"count":10}
 //
-// Faults on requests to completions and chat, or with "all":true on every
+// Faults on requests that use the engine, or with "all":true on every
 // route but /sim:
 //
 //	hang          accept and never answer
@@ -37,7 +77,7 @@
 //
 //	metrics-stale    the page as it was when the fault was set
 //	metrics-missing  404
-//	metrics-empty    a page without any vLLM series
+//	metrics-empty    a page without any of the engine's series
 //	metrics-huge     the page preceded by "bytes" (default 50 MB) of other series
 //
 // Faults on the engine:

@@ -68,8 +68,14 @@ func writeError(w http.ResponseWriter, err error) {
 }
 
 // fail answers r with err, in the shape that its route's clients expect.
+// Nobody is there to be told that the engine has stopped, or the client gone.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
+	case errors.Is(err, errStopped), r.Context().Err() != nil:
+		panic(http.ErrAbortHandler)
+	case s.options.Engine == SGLang && r.URL.Path == "/generate":
+		e := asAPIError(err)
+		writeJSON(w, e.status, map[string]any{"error": map[string]string{"message": e.message}})
 	case s.options.Engine == SGLang:
 		e := asAPIError(err)
 		writeJSON(w, e.status, map[string]any{"object": "error", "message": e.message, "type": kindOf(e.status), "param": nil, "code": e.status})

@@ -14,7 +14,7 @@ import (
 type Fault struct {
 	Kind  string `json:"kind"`
 	Count int    `json:"count,omitempty"` // requests it hits; 0: all until mended
-	All   bool   `json:"all,omitempty"`   // every route but /sim, not only completions and chat
+	All   bool   `json:"all,omitempty"`   // every route but /sim, not only those that use the engine
 
 	Status  int     `json:"status,omitempty"`   // refuse
 	DelayMS float64 `json:"delay_ms,omitempty"` // delay, on the wall clock
@@ -71,7 +71,7 @@ type cut struct {
 func (f *faults) init(s *Server) { f.server, f.active = s, make(map[string]*Fault) }
 
 // hit returns the active fault of a kind and counts the hit. scoped asks for
-// faults that reach beyond completions and chat.
+// faults that reach beyond the routes that use the engine.
 func (f *faults) hit(kind string, scoped bool) (Fault, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -33,14 +33,26 @@ type generation struct {
 // begin submits choices under the id that clients know the request by. Whatever
 // ends the handler, a client gone above all, release must free the engine.
 func (s *Server) begin(ctx context.Context, id string, choices []choice) (*generation, error) {
-	if err := s.admit(ctx); err != nil {
-		return nil, err
-	}
-	call, err := s.submit(id, choices)
-	if err != nil {
-		return nil, err
-	}
 	s.load.Add(1)
+	call, err := s.submit(id, choices)
+	for {
+		held, ok := errors.AsType[heldError](err)
+		if !ok {
+			break
+		}
+		select {
+		case <-held.gate:
+			call, err = s.submit(id, choices)
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-s.closed:
+			err = errStopped
+		}
+	}
+	if err != nil {
+		s.load.Add(-1)
+		return nil, err
+	}
 	return &generation{server: s, choices: choices, call: call, cut: s.faults.cut(), sent: make([]int, len(choices))}, nil
 }
 
@@ -241,6 +253,3 @@ func breakOff(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush()
 	panic(http.ErrAbortHandler)
 }
-
-// admit waits until the engine takes requests.
-func (s *Server) admit(context.Context) error { return nil }

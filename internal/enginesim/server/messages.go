@@ -60,6 +60,15 @@ func blocks(raw json.RawMessage) ([]block, error) {
 	return []block{{Type: "text", Text: text}}, nil
 }
 
+// textOf joins the texts of blocks.
+func textOf(list []block) string {
+	var text strings.Builder
+	for _, b := range list {
+		text.WriteString(b.Text)
+	}
+	return text.String()
+}
+
 // chat turns q into the chat request that vLLM makes of it.
 func (q *messagesRequest) chat() (*wireRequest, error) {
 	if len(q.Messages) == 0 {
@@ -71,11 +80,7 @@ func (q *messagesRequest) chat() (*wireRequest, error) {
 		return nil, badRequest("system", "system: %v", err)
 	}
 	if len(system) > 0 {
-		text := ""
-		for _, b := range system {
-			text += b.Text
-		}
-		c.Messages = append(c.Messages, message{Role: "system", Content: quote(text)})
+		c.Messages = append(c.Messages, message{Role: "system", Content: quote(textOf(system))})
 	}
 	for i, m := range q.Messages {
 		if m.Role != "user" && m.Role != "assistant" {
@@ -116,11 +121,7 @@ func (q *wireRequest) addBlocks(role string, list []block) error {
 			if err != nil {
 				return fmt.Errorf("tool_result: %w", err)
 			}
-			var text strings.Builder
-			for _, r := range result {
-				text.WriteString(r.Text)
-			}
-			q.Messages = append(q.Messages, message{Role: "tool", Content: quote(text.String())})
+			q.Messages = append(q.Messages, message{Role: "tool", Content: quote(textOf(result))})
 		case "thinking", "redacted_thinking":
 			// Earlier thoughts are not shown to the model again.
 		default:

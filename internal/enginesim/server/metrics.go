@@ -43,6 +43,11 @@ var (
 	bucketsStep = []float64{1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}
 )
 
+// vllmLabels are the labels of every series but a few.
+func vllmLabels(o Options) string {
+	return fmt.Sprintf(`model_name="%s",engine="0"`, escapeLabel(o.Model))
+}
+
 // bucketsTokens is the 1-2-5 series up to the longest context.
 func bucketsTokens(longest fleet.Tokens) []float64 {
 	var b []float64
@@ -60,7 +65,7 @@ func newVLLMMetrics(o Options) *vllmMetrics {
 	tokens := bucketsTokens(o.MaxModelLen)
 	h := newHistogram
 	return &vllmMetrics{
-		labels: fmt.Sprintf(`model_name="%s",engine="0"`, escapeLabel(o.Model)),
+		labels: vllmLabels(o),
 		cacheInfo: fmt.Sprintf(`block_size="%d",cache_dtype="auto",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.9",num_gpu_blocks="%d"`,
 			enginesim.BlockTokens, o.KVTokens/enginesim.BlockTokens),
 		ttft:             h("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", bucketsTTFT),
@@ -147,10 +152,13 @@ func (s *Server) metricsPage() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b = s.metrics.append(b, s.engine.Stats())
-	if s.options.hasLoRA() && s.options.Engine == VLLM {
+	if s.options.Engine == SGLang {
+		return b
+	}
+	if s.options.hasLoRA() {
 		b = s.appendLoRAs(b)
 	}
-	return b
+	return s.appendSleep(b)
 }
 
 // serveMetrics answers with the page, or with what a fault makes of it.

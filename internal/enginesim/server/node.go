@@ -43,14 +43,29 @@ func Listen(addr string, c Config) (*Node, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	n.Server, n.stop = s, stop
 	n.url = "http://" + l.Addr().String()
+	if c.TLS != nil {
+		n.url = "https://" + l.Addr().String()
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(!c.HTTP1Only)
+	protocols.SetUnencryptedHTTP2(!c.HTTP1Only)
 	n.http = &http.Server{
 		Handler:           s.Handler(),
+		TLSConfig:         c.TLS,
+		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		// Broken connections are this server's business, not news.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	n.work.Go(func() { s.Run(ctx) })
-	n.work.Go(func() { _ = n.http.Serve(l) }) // always ends with ErrServerClosed, by Shutdown or Close
+	n.work.Go(func() { // always ends with ErrServerClosed, by Shutdown or Close
+		if c.TLS != nil {
+			_ = n.http.ServeTLS(l, "", "")
+			return
+		}
+		_ = n.http.Serve(l)
+	})
 	return n, nil
 }
 

@@ -46,6 +46,11 @@ type Options struct {
 	NoMessages  bool // Anthropic's API
 	NoResponses bool // OpenAI's responses API
 	NoMetrics   bool // SGLang shows them only if asked to
+
+	HTTP1Only bool // a Node speaks no HTTP/2, with TLS or without
+
+	DevMode      bool // vLLM's routes for sleeping, pausing and resetting
+	RefuseAsleep bool // 503 while asleep; otherwise requests wait until it wakes
 }
 
 // hasLoRA reports whether the engine was started for adapters at all.

@@ -54,6 +54,9 @@ func (s *Server) routesVLLM(add func(method, path string, inference bool, h http
 		add("POST", "/v1/messages", true, s.createMessage)
 		add("POST", "/v1/messages/count_tokens", false, s.countMessageTokens)
 	}
+	for _, path := range []string{"/v1/audio/transcriptions", "/v1/audio/translations"} {
+		add("POST", path, true, s.transcribe)
+	}
 	for _, path := range []string{"/rerank", "/v1/rerank", "/v2/rerank"} {
 		add("POST", path, true, s.rerank)
 	}
@@ -63,6 +66,15 @@ func (s *Server) routesVLLM(add func(method, path string, inference bool, h http
 	add("GET", "/version", false, func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"version": Version})
 	})
+	add("GET", "/load", false, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]int64{"server_load": s.load.Load()})
+	})
+	for _, method := range []string{"GET", "POST"} {
+		add(method, "/ping", false, func(http.ResponseWriter, *http.Request) {})
+	}
+	if s.options.DevMode {
+		s.routesDev(add)
+	}
 	if s.options.LoadLoRA {
 		add("POST", "/v1/load_lora_adapter", false, s.loadLoRA)
 		add("POST", "/v1/unload_lora_adapter", false, s.unloadLoRA)

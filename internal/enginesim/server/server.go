@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net/http"
 	"sync"
@@ -22,6 +23,8 @@ type Config struct {
 	// process that simulates one engine exits here. When nil, a Node breaks off
 	// everything and a bare Server only stops its engine.
 	OnCrash func()
+	// TLS makes a Node serve over it. It must have certificates.
+	TLS *tls.Config
 }
 
 // Server is one simulated engine with vLLM's HTTP surface. Make it with New,
@@ -42,6 +45,7 @@ type Server struct {
 	background sync.WaitGroup // what later started
 
 	mu       sync.Mutex // guards everything below
+	rest     rest
 	engine   *enginesim.Engine
 	throttle *throttle
 	legs     map[fleet.ReqID]*leg
@@ -122,8 +126,8 @@ func (s *Server) Run(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		var due <-chan time.Time
-		if next := s.advance(); next != fleet.Never {
-			timer.Reset(next.Sub(s.now()))
+		if wait, ok := s.advance(); ok {
+			timer.Reset(wait)
 			due = timer.C
 		}
 		select {
@@ -162,12 +166,18 @@ func (s *Server) finishBackground() {
 	s.background.Wait()
 }
 
-// now is the wall clock on the engine's scale.
-func (s *Server) now() fleet.Time { return fleet.Time(time.Since(s.epoch)) }
+// now is the wall clock on the engine's scale, less the time that the engine
+// was frozen. It needs s.mu.
+func (s *Server) now() fleet.Time {
+	if s.rest.frozen {
+		return s.rest.stopped
+	}
+	return fleet.Time(time.Since(s.epoch) - s.rest.lost)
+}
 
-// advance runs the engine up to now, hands out what it made, and returns when
-// to come back.
-func (s *Server) advance() fleet.Time {
+// advance runs the engine up to now, hands out what it made, and returns how
+// soon to come back, if it must.
+func (s *Server) advance() (time.Duration, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var next fleet.Time
@@ -175,7 +185,7 @@ func (s *Server) advance() fleet.Time {
 	for i := range s.outputs {
 		s.deliver(&s.outputs[i])
 	}
-	return next
+	return next.Sub(s.now()), next != fleet.Never && !s.rest.frozen
 }
 
 // deliver passes one output on to its request and to the metrics.
@@ -193,7 +203,7 @@ func (s *Server) deliver(o *enginesim.Output) {
 	l.have.Store(int64(o.Tokens))
 	if o.Finish != enginesim.NotFinished {
 		l.state.Store(legDone)
-		delete(s.legs, o.Req)
+		s.remove(o.Req)
 	}
 	nudge(l.call.wake)
 }
@@ -210,6 +220,9 @@ func (s *Server) submit(id string, choices []choice) (*call, error) {
 	c := &call{id: id, legs: make([]leg, len(choices)), wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.heldLocked(); err != nil {
+		return nil, err
+	}
 	now := s.now()
 	for i := range choices {
 		ch := &choices[i]
@@ -244,7 +257,7 @@ func (s *Server) dropLocked(c *call) {
 	for _, id := range c.ids {
 		if s.legs[id] != nil {
 			s.engine.Abort(s.now(), id)
-			delete(s.legs, id)
+			s.remove(id)
 		}
 	}
 	nudge(s.wake)
@@ -264,7 +277,7 @@ func (s *Server) abortLocked(c *call) bool {
 		if s.legs[id] != nil {
 			found = true
 			s.engine.Abort(s.now(), id)
-			delete(s.legs, id)
+			s.remove(id)
 			c.legs[i].state.Store(legAborted)
 		}
 	}

@@ -91,8 +91,7 @@ func (s *Server) generateNative(w http.ResponseWriter, r *http.Request) {
 		p.generation, err = s.begin(r.Context(), q.RID, choices)
 	}
 	if err != nil {
-		e := asAPIError(err)
-		writeJSON(w, e.status, map[string]any{"error": map[string]string{"message": e.message}})
+		s.fail(w, r, err)
 		return
 	}
 	defer p.release()
