@@ -156,6 +156,13 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 		fmt.Fprintf(w, " over %s, by %.6g", a.RunnerUp, a.Margin)
 	}
 	fmt.Fprintf(w, "; after %.1f ms in the queue\n", a.QueuedMs)
+	switch a.Shadow {
+	case "":
+	case a.Chosen:
+		fmt.Fprintln(w, "the shadow policy would have chosen the same")
+	default:
+		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tgauges' age\t")
 	for _, c := range a.Candidates {

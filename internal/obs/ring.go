@@ -151,6 +151,7 @@ type Attempt struct {
 	QueuedMs   float64        `json:"queuedMs"`
 	Chosen     string         `json:"chosen"`
 	RunnerUp   string         `json:"runnerUp,omitempty"`
+	Shadow     string         `json:"shadow,omitempty"` // where the shadow policy would have sent it
 	Margin     float64        `json:"margin"`
 	Counts     map[string]int `json:"endpointsByVerdict"`
 	Candidates []Candidate    `json:"candidates"`
@@ -204,6 +205,9 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	}
 	if d.RunnerUp != fleet.NoEndpoint {
 		at.RunnerUp = r.name(pool, d.RunnerUp)
+	}
+	if d.Shadow != fleet.NoEndpoint {
+		at.Shadow = r.name(pool, d.Shadow)
 	}
 	for v, n := range d.Counts {
 		if n > 0 {
