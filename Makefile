@@ -5,7 +5,7 @@ BENCH    ?= .
 FLAGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test race fuzz bench bench-gateway
+.PHONY: help build check check-engine test race fuzz bench bench-gateway
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ build: ## Build the binary: dist/penstock
 
 check: ## Vet, format, house rules and lint: run this before a commit
 	@bash .ci/run vet format rules lint
+
+check-engine: ## Ask a real engine what it can do: URL=http://localhost:8000
+	go run ./cmd/penstock check --engine '$(URL)' $(FLAGS)
 
 test: ## Run all tests
 	go test ./...

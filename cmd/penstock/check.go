@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,8 @@ type checkCmd struct {
 	File    string `arg:"" optional:"" type:"existingfile" help:"Fleet file to check."`
 	Tests   string `type:"existingfile" placeholder:"FILE" help:"Policy tests to run with the Fleet file's configuration: given this state, this request goes there."`
 	Journal string `type:"existingfile" placeholder:"FILE" help:"Replay a journal into a fresh brain and compare its actions byte by byte."`
+
+	inspectFlags
 }
 
 // Help shows examples.
@@ -21,16 +24,23 @@ func (checkCmd) Help() string {
 	return `Examples:
   penstock check fleet.yaml
   penstock check fleet.yaml --tests policy-tests.yaml
-  penstock check --journal decisions.journal`
+  penstock check --journal decisions.journal
+  penstock check --engine http://localhost:8000`
 }
 
 // Run checks what it is given and reports every problem.
-func (c *checkCmd) Run(s streams) error {
+func (c *checkCmd) Run(ctx context.Context, s streams) error {
+	if c.Engine != "" {
+		if c.File != "" || c.Journal != "" || c.Tests != "" {
+			return errors.New("--engine is a check of its own: leave the rest away")
+		}
+		return c.inspect(ctx, s.Out)
+	}
 	if c.Tests != "" && c.File == "" {
 		return errors.New("--tests needs the Fleet file whose configuration they test")
 	}
 	if c.File == "" && c.Journal == "" {
-		return errors.New("nothing to check: give a Fleet file or --journal FILE")
+		return errors.New("nothing to check: give a Fleet file, --journal FILE or --engine URL")
 	}
 	if c.File != "" {
 		f, errs := config.Load(c.File)

@@ -119,7 +119,7 @@ func start(t *testing.T) *Telemetry {
 
 func flush(t *testing.T, tel *Telemetry) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := tel.Shutdown(ctx); err != nil {
 		t.Fatal(err)
