@@ -5,6 +5,7 @@ import (
 
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/gateway"
+	"penstock.dev/penstock/internal/live"
 )
 
 // Find implements gateway.Fleet.
@@ -13,28 +14,31 @@ func (t *table) Find(model string) (gateway.Service, bool) {
 	if !ok {
 		return gateway.Service{}, false
 	}
-	return s.service(model)
-}
-
-// service returns how a model of the pool is served.
-func (s *served) service(model string) (gateway.Service, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.models {
+	for _, m := range s.list() {
 		if m.ID == model {
-			return gateway.Service{
-				Pool: s.pool, Model: cmp.Or(m.Root, m.ID), Speaks: speaks(s.config.Dialect), MaxModelLen: m.MaxModelLen,
-			}, true
+			return gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen}, true
 		}
 	}
-	return gateway.Service{}, false
+	return gateway.Service{}, false // the pool has just stopped answering to it
 }
 
-// speaks returns what engines of a dialect can be asked.
-func speaks(dialect string) engine.API {
-	d, err := engine.DialectByName(dialect)
-	if err != nil {
-		return 0 // the configuration has been checked: it names one that exists
+// Speaks implements gateway.Fleet. Where each engine is asked what it is, one
+// that has not answered yet does not count.
+func (t *table) Speaks(p *live.Pool) engine.API {
+	all := ^engine.API(0)
+	for _, s := range t.pools() {
+		if s.pool != p {
+			continue
+		}
+		d := s.loops.Dialect
+		if d.Name != engine.Auto {
+			return d.Speaks
+		}
+		for _, e := range p.Endpoints() {
+			if found, ok := s.client.Resolve(d, e.URL); ok {
+				all &= found.Speaks
+			}
+		}
 	}
-	return d.Speaks
+	return all
 }

@@ -29,7 +29,7 @@ const Auto = "auto"
 var dialects = []Dialect{
 	{
 		Name: "vllm", Metrics: "/metrics", Health: "/health", page: &vllmPage, owner: "vllm",
-		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APIRerank | APIScore | APIAudio,
+		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APITokenizeChat | APIRerank | APIScore | APIAudio,
 	},
 	{
 		Name: "sglang", Metrics: "/metrics", Health: "/health", page: &sglangPage, metricsOptional: true, owner: "sglang",

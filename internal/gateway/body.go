@@ -167,7 +167,7 @@ func (x *exchange) put() error {
 		x.req.CacheSalt = api.AppendString(nil, c.Salt)
 	}
 	x.toward.body = x.req.Rewrite(x.body, c)
-	if !x.service.Speaks.Has(x.route.needs) {
+	if x.route.needs != 0 && !x.speaks(x.route.needs) {
 		if err := x.translate(); err != nil {
 			return err
 		}
@@ -176,17 +176,19 @@ func (x *exchange) put() error {
 	return nil
 }
 
+func (x *exchange) speaks(a engine.API) bool { return x.g.o.Fleet.Speaks(x.service.Pool).Has(a) }
+
 // translate puts the request into words that the engines know.
 func (x *exchange) translate() error {
 	var err error
 	t := &x.toward
 	switch {
-	case x.route.kind == api.Messages && x.service.Speaks.Has(engine.APIChat):
+	case x.route.kind == api.Messages && x.speaks(engine.APIChat):
 		t.kind, t.path, t.retell, t.rename = api.Chat, "/v1/chat/completions", true, false
 		if t.body, err = api.MessagesToChat(t.body, x.service.Model); err == nil {
 			x.req, err = api.Scan(t.body, api.Chat)
 		}
-	case x.route.kind == api.CountTokens && x.service.Speaks.Has(engine.APITokenize):
+	case x.route.kind == api.CountTokens && x.speaks(engine.APITokenizeChat):
 		t.kind, t.path, t.count, t.rename = api.Tokenize, "/tokenize", true, false
 		t.body, err = api.MessagesToTokenize(t.body, x.service.Model)
 	default:

@@ -20,6 +20,9 @@ import (
 type Fleet interface {
 	// Find returns how the model that clients call by a name is served.
 	Find(model string) (Service, bool)
+	// Speaks returns what all engines of a pool can be asked, as far as they are
+	// known.
+	Speaks(p *live.Pool) engine.API
 	// Models lists the models served, in any order.
 	Models() []Model
 }
@@ -28,7 +31,6 @@ type Fleet interface {
 type Service struct {
 	Pool        *live.Pool
 	Model       string       // its name at the engines; another than that asked for under an alias
-	Speaks      engine.API   // what its engines can be asked
 	MaxModelLen fleet.Tokens // 0 when unknown
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/live"
 )
@@ -273,5 +274,6 @@ func (f *fragile) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 // panicking is a fleet with a bug.
 type panicking struct{}
 
-func (panicking) Find(string) (Service, bool) { panic("a bug") }
-func (panicking) Models() []Model             { return nil }
+func (panicking) Find(string) (Service, bool)  { panic("a bug") }
+func (panicking) Models() []Model              { return nil }
+func (panicking) Speaks(*live.Pool) engine.API { panic("a bug") }

@@ -71,7 +71,7 @@ type oneFleet struct {
 func (f oneFleet) Models() []Model { return f.models }
 
 func (f oneFleet) Find(model string) (Service, bool) {
-	s := Service{Pool: f.pool, Model: model, Speaks: ^f.silent}
+	s := Service{Pool: f.pool, Model: model}
 	for _, m := range f.models {
 		if m.ID == model {
 			s.Model, s.MaxModelLen = cmp.Or(m.Root, m.ID), m.MaxModelLen
@@ -80,6 +80,8 @@ func (f oneFleet) Find(model string) (Service, bool) {
 	}
 	return s, len(f.models) == 0
 }
+
+func (f oneFleet) Speaks(*live.Pool) engine.API { return ^f.silent }
 
 // setup is what a rig differs in from the usual.
 type setup struct {
