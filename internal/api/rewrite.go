@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"slices"
 	"unicode/utf8"
 )
@@ -102,7 +103,8 @@ func (r *Request) Rewrite(body []byte, c Changes) []byte {
 	if len(edits) == 0 {
 		return body
 	}
-	slices.SortFunc(edits, func(a, b edit) int { return a.from - b.from })
+	// The salt is put in where a member that goes may begin.
+	slices.SortFunc(edits, func(a, b edit) int { return cmp.Or(a.from-b.from, a.to-b.to) })
 	out := make([]byte, 0, len(body)+len(c.Model)+len(c.Salt)+32)
 	at := 0
 	for _, e := range edits {
