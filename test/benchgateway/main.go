@@ -15,7 +15,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -23,7 +25,12 @@ import (
 // options are the command line.
 type options struct {
 	penstock, haproxy string
+	versus            string // another build of the gateway, measured beside it; "" for none
 	quick, json       bool
+	busy              bool   // count slices on a busy machine too
+	rounds            int    // 0 for the plan's
+	only              string // names of parts, separated by commas; "" for all
+	profile           string // directory for profiles; "" for none
 	seed              uint64
 	floor, backends   string // run as the floor
 	burn              time.Duration
@@ -33,8 +40,13 @@ func main() {
 	var o options
 	flag.StringVar(&o.penstock, "penstock", "dist/penstock", "the gateway's binary")
 	flag.StringVar(&o.haproxy, "haproxy", "haproxy", "HAProxy's binary")
+	flag.StringVar(&o.versus, "versus", "", "another build of the gateway to measure beside it, for before and after")
 	flag.BoolVar(&o.quick, "quick", false, "three short rounds, about a minute: to see that it works, not for figures")
+	flag.BoolVar(&o.busy, "busy", false, "count slices that are void because the machine is busy: to compare builds, not for figures")
+	flag.IntVar(&o.rounds, "rounds", 0, "rounds, instead of 10 (3 with --quick)")
 	flag.BoolVar(&o.json, "json", false, "print the report as JSON")
+	flag.StringVar(&o.only, "only", "", "measure only these parts, separated by commas: "+strings.Join(partNames(), ", "))
+	flag.StringVar(&o.profile, "profile", "", "after each part, write a profile of the gateway to this directory")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "seed of the order of the slices and of the arrivals")
 	flag.StringVar(&o.floor, "serve-floor", "", "run as the floor, listening here (used by the bench itself)")
 	flag.StringVar(&o.backends, "backends", "", "with --serve-floor: base URLs, separated by commas")
@@ -106,8 +118,11 @@ func measure(ctx context.Context, o options) (*report, error) {
 	if o.quick {
 		b.plan = quickPlan()
 	}
+	if o.rounds > 0 {
+		b.plan.rounds = o.rounds
+	}
 	// One slice in five may fall to the machine's other work.
-	r := &report{Machine: machine(o), Quick: o.quick, Load: loadAverage(), least: b.plan.rounds * 4 / 5}
+	r := &report{Machine: machine(o), Quick: o.quick, Busy: o.busy, Load: loadAverage(), least: b.plan.rounds * 4 / 5, versus: o.versus != ""}
 	if b.fleet, err = newFleet(endpoints); err != nil {
 		return nil, err
 	}
@@ -117,11 +132,14 @@ func measure(ctx context.Context, o options) (*report, error) {
 	}
 	defer func() { stopAll(b.subjects) }()
 	time.Sleep(2 * time.Second) // every endpoint's gauges are read once
-	for _, part := range []func(context.Context, *bench, *report) error{small, large, long, many, delays, idle, memory, decision} {
+	for _, p := range parts() {
+		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), p.name) {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := part(ctx, b, r); err != nil {
+		if err := p.run(ctx, b, r); err != nil {
 			return nil, err
 		}
 	}

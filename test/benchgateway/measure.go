@@ -4,9 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -76,6 +79,9 @@ type slice func(p *process) (map[string]float64, usage, error)
 // first. A round that has a slice which is void after several attempts is no
 // round.
 func (b *bench) interleave(ctx context.Context, title string, names []string, foreign bool, run slice) (samples, error) {
+	if b.options.versus != "" {
+		names = append(names, versus)
+	}
 	fmt.Fprintf(b.log, "%s:", title)
 	defer fmt.Fprintln(b.log)
 	out := samples{}
@@ -104,7 +110,27 @@ func (b *bench) interleave(ctx context.Context, title string, names []string, fo
 			}
 		}
 	}
+	if p := b.subjects[penstock]; b.options.profile != "" && p != nil {
+		return out, b.record(ctx, title, p, run)
+	}
 	return out, nil
+}
+
+// record takes profiles of the gateway under one more slice's load, outside
+// the rounds that count.
+func (b *bench) record(ctx context.Context, title string, p *process, run slice) error {
+	const span = 5 * time.Second
+	got := make(chan error)
+	for _, kind := range []string{"profile", "allocs"} {
+		go func() {
+			got <- p.profile(ctx, kind, filepath.Join(b.options.profile, strings.ReplaceAll(title, " ", "_")+"."+kind), span)
+		}()
+	}
+	var failed error
+	for until := time.Now().Add(span); time.Now().Before(until) && failed == nil; {
+		_, _, failed = run(p)
+	}
+	return errors.Join(failed, <-got, <-got)
 }
 
 // valid repeats a slice until it counts; nil when it never does.
@@ -114,7 +140,7 @@ func (b *bench) valid(p *process, foreign bool, run slice) (map[string]float64, 
 		if err != nil {
 			return nil, err
 		}
-		if u.driver <= maxDriver && (!foreign || u.foreign <= maxForeign) {
+		if b.options.busy || u.driver <= maxDriver && (!foreign || u.foreign <= maxForeign) {
 			b.driver = append(b.driver, u.driver)
 			return v, nil
 		}

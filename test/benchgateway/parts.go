@@ -13,6 +13,26 @@ const (
 	mega  = 1.0 / (1 << 20)
 )
 
+// part is a piece of the run that can be had alone.
+type part struct {
+	name string
+	run  func(context.Context, *bench, *report) error
+}
+
+func parts() []part {
+	return []part{
+		{"small", small}, {"large", large}, {"long", long}, {"streams", many}, {"delay", delays}, {"idle", idle}, {"memory", memory}, {"decision", decision},
+	}
+}
+
+func partNames() []string {
+	var names []string
+	for _, p := range parts() {
+		names = append(names, p.name)
+	}
+	return names
+}
+
 // small is requests of 2 KB that are not streamed, and the bench's check of
 // itself.
 func small(ctx context.Context, b *bench, r *report) error {

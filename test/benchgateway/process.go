@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -125,21 +126,46 @@ func (p *process) rss() (float64, error) {
 // allocated. The profile's page says it exactly, where the metrics page leaves
 // out what the processors have not yet reported.
 func (p *process) mallocs(ctx context.Context) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.admin+"/debug/pprof/allocs?debug=1", nil)
+	page, err := p.ask(ctx, "/debug/pprof/allocs?debug=1")
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	for s := bufio.NewScanner(resp.Body); s.Scan(); {
+	defer page.Close()
+	for s := bufio.NewScanner(page); s.Scan(); {
 		if v, ok := strings.CutPrefix(s.Text(), "# Mallocs = "); ok {
 			return strconv.ParseFloat(v, 64)
 		}
 	}
 	return 0, errors.New("the profile does not tell Mallocs")
+}
+
+// profile writes a profile of the next span to path.
+func (p *process) profile(ctx context.Context, kind, path string, span time.Duration) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	page, err := p.ask(ctx, fmt.Sprintf("/debug/pprof/%s?seconds=%.0f", kind, span.Seconds()))
+	if err != nil {
+		return err
+	}
+	defer page.Close()
+	_, err = io.Copy(f, page)
+	return err
+}
+
+// ask gets a page of the admin port.
+func (p *process) ask(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.admin+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
 }
 
 // freeAddr returns a loopback address nobody listens on.

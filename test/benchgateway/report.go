@@ -38,6 +38,7 @@ type goal struct {
 type report struct {
 	Machine map[string]string `json:"machine"`
 	Quick   bool              `json:"quick"`
+	Busy    bool              `json:"busy"` // slices on a busy machine were counted: not valid as figures
 	Seconds float64           `json:"seconds"`
 	Driver  float64           `json:"driverBusy"`  // median busy share of the core that measures
 	Voided  int               `json:"voidSlices"`  // measured again because the machine was busy
@@ -45,6 +46,7 @@ type report struct {
 	Rows    []row             `json:"figures"`
 	Goals   []goal            `json:"goals"`
 	least   int               // rounds that a figure needs
+	versus  bool              // another build of the gateway is in the table
 }
 
 // add puts a measure into the table.
@@ -91,8 +93,14 @@ func (r *report) write(w io.Writer) error {
 	fmt.Fprintf(w, "%s, %s, %s, %s\n", r.Machine["cpu"], r.Machine["kernel"], r.Machine["go"], r.Machine["haproxy"])
 	fmt.Fprintf(w, "subjects on core %d with GOMAXPROCS=1, load and mocks on core %d (median %.0f %% busy); load average %s; %d slices void\n\n",
 		subjectCore, driverCore, 100*r.Driver, r.Load, r.Voided)
+	if r.Busy {
+		fmt.Fprint(w, "NOT VALID as figures: slices on a busy machine were counted\n\n")
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	subjects := []string{penstock, haproxy, floor, direct}
+	if r.versus {
+		subjects = append(subjects, versus)
+	}
 	fmt.Fprintf(t, "figure, median [95 %%]\tunit\t%s\n", strings.Join(subjects, "\t"))
 	for _, row := range r.Rows {
 		fmt.Fprintf(t, "%s\t%s", row.Name, row.Unit)

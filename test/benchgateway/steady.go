@@ -52,8 +52,11 @@ func (b *bench) openStreams(template body, n int) (map[string]float64, error) {
 	}
 	defer stopAll(subjects)
 	out := map[string]float64{}
-	for _, name := range []string{penstock, haproxy, floor} {
+	for _, name := range []string{penstock, haproxy, floor, versus} {
 		p := subjects[name]
+		if p == nil {
+			continue
+		}
 		var failed error
 		inWindow := func() {
 			// The largest of several readings: a collector gives memory back when it

@@ -18,6 +18,7 @@ const (
 	floor    = "reverseproxy"
 	burnt    = "reverseproxy+200us" // the floor with work injected, to check the bench itself
 	direct   = "direct"             // no proxy at all
+	versus   = "versus"             // another build of the gateway
 )
 
 // injected is what burnt wastes on each request.
@@ -125,6 +126,9 @@ func startAll(o options, dir string, urls []string) (map[string]*process, error)
 		haproxy:  func() (*process, error) { return startHAProxy(dir, o.haproxy, urls) },
 		floor:    func() (*process, error) { return startFloor(floor, dir, urls, 0) },
 		burnt:    func() (*process, error) { return startFloor(burnt, dir, urls, injected) },
+	}
+	if o.versus != "" {
+		starts[versus] = func() (*process, error) { return startPenstock(versus, dir, o.versus, urls) }
 	}
 	for name, start := range starts {
 		p, err := start()
