@@ -22,6 +22,7 @@ type Retelling struct {
 	open     blockKind // of the content block that is open
 	index    int       // of the open block, or of the next when none is open
 	call     int       // which of the engine's tool calls is open
+	called   bool      // a tool has been called
 	begun    bool
 	ended    bool
 	stop     string // why the engine stopped, in Anthropic's words
@@ -94,7 +95,7 @@ func (r *Retelling) Whole(dst, body []byte) ([]byte, error) {
 		dst = AppendString(append(dst, comma+`{"type":"tool_use","id":`...), call.ID)
 		dst = AppendString(append(dst, `,"name":`...), call.Function.Name)
 		dst = append(append(append(dst, `,"input":`...), input...), '}')
-		comma = ","
+		comma, r.called = ",", true
 	}
 	r.stopped(choice.Finish, choice.Stop)
 	dst = append(dst, `],`...)
@@ -120,6 +121,8 @@ func (r *Retelling) stopped(finish string, stop json.RawMessage) {
 		r.stop = "end_turn"
 		if isString(stop) {
 			r.stop, r.sequence = "stop_sequence", slices.Clone(stop)
+		} else if r.called {
+			r.stop = "tool_use" // engines say "stop" after a call they were made to make
 		}
 	}
 }
@@ -332,7 +335,7 @@ func (r *Retelling) toolCall(dst []byte, index int, id, name, arguments []byte) 
 			return dst, fmt.Errorf("%w: a tool call begins without an id", ErrRetell)
 		}
 		dst = r.closeBlock(dst)
-		r.open, r.call = toolBlock, index
+		r.open, r.call, r.called = toolBlock, index, true
 		dst = append(r.event(dst, "content_block_start"), `,"content_block":{"type":"tool_use","id":`...)
 		dst = append(append(append(append(dst, id...), `,"name":`...), name...), `,"input":{}}}`+"\n\n"...)
 	}
