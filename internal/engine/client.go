@@ -3,7 +3,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -92,12 +91,17 @@ func (c *Client) Close() {
 	c.control.CloseIdleConnections()
 }
 
-// Send posts a request's body, as it came, and returns the engine's answer.
-// Cancelling ctx, also after Send has returned, closes the connection, which
+// Send is Post for a body that is no payload.
+func (c *Client) Send(ctx context.Context, base, path string, header http.Header, body []byte) (*http.Response, fleet.Failure, error) {
+	return c.Post(ctx, base, path, header, NewPayload(body, nil))
+}
+
+// Post sends a request's body, as it came, and returns the engine's answer.
+// Cancelling ctx, also after Post has returned, closes the connection, which
 // tells the engine to stop. The header is the client's to keep: credentials are
 // added to it. On failure it says what kind.
-func (c *Client) Send(ctx context.Context, base, path string, header http.Header, body []byte) (*http.Response, fleet.Failure, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, bytes.NewReader(body))
+func (c *Client) Post(ctx context.Context, base, path string, header http.Header, body *Payload) (*http.Response, fleet.Failure, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, nil)
 	if err != nil {
 		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
 	}
@@ -105,6 +109,7 @@ func (c *Client) Send(ctx context.Context, base, path string, header http.Header
 		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
 	}
 	req.Header = header
+	body.putInto(req)
 	resp, err := c.data.RoundTrip(req)
 	if err != nil {
 		return nil, Classify(err), fmt.Errorf("request to %s: %w", base, err)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"mime"
 	"os"
-	"slices"
 	"time"
 
 	"penstock.dev/penstock/internal/api"
@@ -26,23 +25,24 @@ func (x *exchange) readBody() bool {
 	}
 	// Memory is given for what has come, not for what is announced: one byte
 	// more than the size, so that the end is seen without growing.
-	buf := make([]byte, 0, min(size+1, firstRead))
+	buf := lend(int(min(size+1, firstRead)))
 	for {
 		n, err := x.r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
+		x.body = buf
 		switch {
 		case int64(len(buf)) > limit:
 			x.tooLarge()
 			return false
 		case err == io.EOF:
 			_ = x.rc.SetReadDeadline(time.Time{})
-			x.body = buf
 			return true
 		case err != nil:
 			x.bodyFailed(err)
 			return false
 		case len(buf) == cap(buf):
-			buf = slices.Grow(buf, int(min(int64(len(buf)), size+1-int64(len(buf)))))
+			buf = regrow(buf, int(min(growth*int64(len(buf)), size+1)))
+			x.body = buf
 		}
 	}
 }

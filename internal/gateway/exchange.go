@@ -46,8 +46,8 @@ type exchange struct {
 	committed bool          // headers have gone to the client
 	cut       bool          // the answer is incomplete, which only a broken connection can say
 	deadline  time.Time
-	gaps      gaps
-	chain     [chainRoom]kv.Key
+	gaps      *gaps // between the events of a stream; nil before one
+	payload   *engine.Payload
 }
 
 // engineSide is how a request is put to the engine, and what the answer needs
@@ -60,9 +60,6 @@ type engineSide struct {
 	count  bool // the answer is the count of a tokenization
 	rename bool // the model's name in the answer is the engine's
 }
-
-// chainRoom is the longest chain kept without allocating: 128 KB of prompt.
-const chainRoom = 512
 
 // begin makes the exchange of a request and follows it to finish.
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, rt *route) *exchange {
@@ -135,6 +132,7 @@ func (x *exchange) finish() {
 	}
 	x.access.Total = time.Since(x.start)
 	x.access.ITL = x.gaps.median()
+	x.letGo()
 	if x.ticket != nil {
 		x.access.Decisions = x.ticket.Decisions()
 	}
@@ -165,15 +163,18 @@ func writeProblem(w http.ResponseWriter, p api.Problem, style api.Style, request
 
 // open brings the request before its pool.
 func (x *exchange) open() {
-	var chain []kv.Key
-	var keyTokens float64
+	room := chains.Get().(*[]kv.Key)
+	chain, keyTokens := (*room)[:0], 0.0
 	if x.toward.kind.Salted() { // what generates, caches
-		chain, keyTokens = x.req.Chain(x.chain[:0], x.toward.kind, x.access.Prompt)
+		chain, keyTokens = x.req.Chain(chain, x.toward.kind, x.access.Prompt)
 	}
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner,
 	})
+	*room = chain[:0]
+	chains.Put(room)
+	x.payload = x.bodyPayload()
 }
 
 // attempt sends the request to one endpoint and passes the answer on. It
@@ -186,7 +187,7 @@ func (x *exchange) attempt() bool {
 	defer first.Stop()
 	header := x.engineHeader()
 	x.trace.Attempt(&x.access, header)
-	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Send(ctx, x.at.URL, x.toward.path, header, x.toward.body)
+	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Post(ctx, x.at.URL, x.toward.path, header, x.payload)
 	if err != nil {
 		return x.failed(ctx, failure, err)
 	}

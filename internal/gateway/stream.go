@@ -60,6 +60,7 @@ var fine = verdict{}
 // run reports whether another order follows.
 func (s *stream) run() bool {
 	s.split = splitters.Get().(*api.Splitter)
+	s.x.gaps = new(gaps)
 	s.usage.Cached = -1
 	s.protocol = s.x.toward.kind.Protocol()
 	s.finished = s.protocol == api.AnyJSON // of which nobody knows what ends it
@@ -349,9 +350,9 @@ func (g *gaps) add(d time.Duration) {
 	g.n++
 }
 
-// median returns the median of the kept gaps, 0 when there are none.
+// median returns the median of the kept gaps, 0 when there are none or g is nil.
 func (g *gaps) median() time.Duration {
-	if g.n == 0 {
+	if g == nil || g.n == 0 {
 		return 0
 	}
 	s := g.kept[:g.n]
