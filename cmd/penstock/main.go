@@ -16,14 +16,15 @@ import (
 
 // cli is the whole command line.
 type cli struct {
-	Up      upCmd      `cmd:"" help:"Serve at once: a gateway before a simulated fleet, or before real engines with --config or --endpoints."`
-	Gateway gatewayCmd `cmd:"" help:"Serve real engines."`
-	Engine  engineCmd  `cmd:"" help:"Run one simulated engine alone."`
-	Bench   benchCmd   `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
-	Explain explainCmd `cmd:"" help:"Tell why a request went where it did, and what happened."`
-	Status  statusCmd  `cmd:"" help:"Show the pools and endpoints of a running gateway."`
-	Check   checkCmd   `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Up       upCmd       `cmd:"" help:"Serve at once: a gateway before a simulated fleet, or before real engines with --config or --endpoints."`
+	Gateway  gatewayCmd  `cmd:"" help:"Serve real engines."`
+	Engine   engineCmd   `cmd:"" help:"Run one simulated engine alone."`
+	Bench    benchCmd    `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
+	Simulate simulateCmd `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
+	Explain  explainCmd  `cmd:"" help:"Tell why a request went where it did, and what happened."`
+	Status   statusCmd   `cmd:"" help:"Show the pools and endpoints of a running gateway."`
+	Check    checkCmd    `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // streams are what a verb has of the process: where it writes, results to Out

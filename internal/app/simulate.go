@@ -48,11 +48,19 @@ func Simulate(o server.Options, replicas int) (*Simulated, error) {
 	o = s.nodes[0].Server.Options()
 	s.Pool.Model = o.Model
 	s.Pool.Engine.MaxSeqs, s.Pool.Engine.BudgetTokens = o.MaxSeqs, o.BudgetTokens
-	known := knownSteps[fmt.Sprintf("%s %s %d", o.Model, o.Accelerator, o.TP)]
-	scaled := perf.Step(known).Scale(1 / o.Speedup)
-	s.Pool.Engine.StepMs = config.StepMs(scaled)
+	s.Pool.Engine.StepMs = config.StepMs(perf.Step(known(o)).Scale(1 / o.Speedup))
 	return s, nil
 }
+
+// known returns the published fit for an engine whose options are complete, zero
+// when there is none.
+func known(o server.Options) config.StepMs {
+	return knownSteps[fmt.Sprintf("%s %s %d", o.Model, o.Accelerator, o.TP)]
+}
+
+// Belief returns what a gateway believes of a simulated engine's step time
+// before it has seen any; zero when nothing is known.
+func Belief(o server.Options) perf.Step { return known(o.Complete()).Step() }
 
 // maxReplicas bounds the servers of one process.
 const maxReplicas = 256

@@ -109,3 +109,17 @@ func TestRandStreamsAreIndependentAndRepeatable(t *testing.T) {
 		t.Error("different seed or name agree")
 	}
 }
+
+func TestMeanCI(t *testing.T) {
+	// By hand: mean 3, standard deviation sqrt(2.5), t of 4 degrees 2.776.
+	mean, half := MeanCI([]float64{1, 2, 3, 4, 5})
+	if math.Abs(mean-3) > 1e-12 || math.Abs(half-2.776*math.Sqrt(2.5/5)) > 1e-9 {
+		t.Errorf("%v ± %v", mean, half)
+	}
+	if _, half := MeanCI([]float64{7}); !math.IsNaN(half) {
+		t.Errorf("one value has an interval of %v", half)
+	}
+	if mean, _ := MeanCI(nil); !math.IsNaN(mean) {
+		t.Errorf("the mean of nothing is %v", mean)
+	}
+}

@@ -128,8 +128,13 @@ func (r *rig) ended(ctx context.Context, err error) {
 
 // faults are what engines are made to do, each to a few requests.
 var faults = []server.Fault{
-	{Kind: "refuse", Count: 2, Status: 503}, {Kind: "refuse", Count: 2, Status: 500}, {Kind: "cut", Count: 2, Tokens: 3},
-	{Kind: "cut-event", Count: 2, Tokens: 5}, {Kind: "garbage-body", Count: 1}, {Kind: "delay", Count: 3, DelayMS: 50}, {Kind: "metrics-missing", Count: 3},
+	{Kind: "refuse", Count: 2, Status: 503},
+	{Kind: "refuse", Count: 2, Status: 500},
+	{Kind: "cut", Count: 2, Tokens: 3},
+	{Kind: "cut-event", Count: 2, Tokens: 5},
+	{Kind: "garbage-body", Count: 1},
+	{Kind: "delay", Count: 3, DelayMS: 50},
+	{Kind: "metrics-missing", Count: 3},
 }
 
 // trouble makes engines misbehave and endpoints come and go until ctx ends.

@@ -125,6 +125,24 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
+// Complete returns the options with what was left open filled in, as far as it is
+// known.
+func (o Options) Complete() Options { return o.withDefaults() }
+
+// Physics returns what a Server of these options runs on, and what it can hold,
+// for running its engine in virtual time.
+func (o Options) Physics() (enginesim.Physics, fleet.Limits, error) {
+	if err := o.Validate(); err != nil {
+		return nil, fleet.Limits{}, err
+	}
+	o = o.withDefaults()
+	_, t, err := o.newEngine()
+	if err != nil {
+		return nil, fleet.Limits{}, err
+	}
+	return t.Speedup, o.Limits(), nil
+}
+
 // Limits returns what the engine can hold, defaults filled in.
 func (o Options) Limits() fleet.Limits {
 	o = o.withDefaults()

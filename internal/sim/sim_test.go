@@ -1,0 +1,167 @@
+package sim
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"testing"
+	"time"
+
+	"penstock.dev/penstock/internal/enginesim"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/route"
+	"penstock.dev/penstock/internal/stat"
+	"penstock.dev/penstock/internal/workload"
+)
+
+// qwen is a fleet of n replicas of the default engine.
+func qwen(t testing.TB, n int, policy string) Config {
+	t.Helper()
+	model, err := enginesim.FindModel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accelerator, err := enginesim.FindAccelerator("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Pool: pool.Default(), Seed: 1, Scrape: time.Second, Hop: time.Millisecond}
+	c.Pool.Policy = route.Spec{Name: policy}
+	for i := range n {
+		physics := enginesim.Spec{Model: model, Accelerator: accelerator, TP: 2}.Roofline()
+		physics.Factor, physics.Noise, physics.Seed = 1, 0.05, uint64(i)
+		c.Replicas = append(c.Replicas, Replica{Physics: physics, Limits: fleet.Limits{KVTokens: 298_000, MaxSeqs: 256, BudgetTokens: 8192}})
+	}
+	return c
+}
+
+// shared is a load with shared prefixes.
+func shared(groups int, rate float64, d time.Duration) workload.Source {
+	a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: rate, Duration: d}}, 0, stat.NewRand(1, "arrivals"))
+	return workload.SharedPrefix{
+		Groups: groups, PromptsPerGroup: 10, System: workload.Fixed(4000), Question: workload.Fixed(400), Output: workload.Fixed(100),
+	}.Source(a, 1)
+}
+
+func mustRun(t testing.TB, c Config, load workload.Source) *Result {
+	t.Helper()
+	r, err := Run(c, load)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestOneRequestTakesWhatItsPhysicsSays(t *testing.T) {
+	c := qwen(t, 1, "random")
+	c.Replicas[0].Physics.(*enginesim.Roofline).Noise = 0
+	physics := c.Replicas[0].Physics
+	a := workload.NewArrivals(workload.ArrivalConstant, []workload.Stage{{Rate: 1, Duration: time.Second}}, 0, stat.NewRand(1, "a"))
+	r := mustRun(t, c, workload.Random{Input: workload.Fixed(1000), Output: workload.Fixed(1)}.Source(a, 1))
+	step := physics.StepTime(enginesim.Batch{Step: 1, Prefills: 1, Prompt: 1000, Attention: 1000 * 1000 / 2})
+	want := float64(step + 2*c.Hop)
+	if r.Done != 1 || math.Abs(r.TTFT.Quantile(1)-want) > 0.01*want {
+		t.Errorf("%d done, TTFT %v, want one step and two hops: %v", r.Done, time.Duration(r.TTFT.Quantile(1)), time.Duration(want))
+	}
+}
+
+func TestEveryRequestEndsAndRunsRepeat(t *testing.T) {
+	for _, policy := range route.Names() {
+		if policy == "weighted" {
+			continue
+		}
+		one := func() *Result { return mustRun(t, qwen(t, 4, policy), shared(20, 8, 60*time.Second)) }
+		a, b := one(), one()
+		if !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: two runs of one seed differ", policy)
+		}
+		if a.Arrived != a.Done+a.Failed+a.Refused || a.Done < 400 {
+			t.Errorf("%s: %d arrived, %d done, %d failed, %d refused", policy, a.Arrived, a.Done, a.Failed, a.Refused)
+		}
+	}
+}
+
+func TestAffinityFindsWhatRoundRobinMisses(t *testing.T) {
+	// 150 prefixes of 4,000 tokens do not fit one cache, but fit four together.
+	rr := mustRun(t, qwen(t, 4, "round-robin"), shared(150, 12, 120*time.Second))
+	pa := mustRun(t, qwen(t, 4, "prefix-affinity"), shared(150, 12, 120*time.Second))
+	if pa.CachedShare() < 1.3*rr.CachedShare() || pa.TTFT.Mean() > rr.TTFT.Mean() {
+		t.Errorf("cached %.3f against %.3f, TTFT %v against %v", pa.CachedShare(), rr.CachedShare(),
+			time.Duration(pa.TTFT.Mean()), time.Duration(rr.TTFT.Mean()))
+	}
+}
+
+func TestACrashIsSurvivedAndHealed(t *testing.T) {
+	c := qwen(t, 4, "least-request")
+	c.Faults = []Fault{
+		{At: 20 * time.Second, Replica: 1, Kind: Crash},
+		{At: 25 * time.Second, Replica: 2, Kind: Mute},
+		{At: 40 * time.Second, Replica: 1, Kind: Restart},
+		{At: 45 * time.Second, Replica: 2, Kind: Unmute},
+	}
+	r := mustRun(t, c, shared(20, 8, 60*time.Second))
+	calm := mustRun(t, qwen(t, 4, "least-request"), shared(20, 8, 60*time.Second))
+	if r.Refused != 0 || r.Failed == 0 || r.Failed > 30 {
+		t.Errorf("%d refused, %d failed, %d retries: only answers that had begun on the crashed replica may fail", r.Refused, r.Failed, r.Retries)
+	}
+	if got, want := float64(r.PerReplica[1]), float64(calm.PerReplica[1]); got > 0.85*want || got < 0.4*want {
+		t.Errorf("replica 1 got %v requests, %v without the crash: out for a third of the time, then back", got, want)
+	}
+}
+
+func TestBadConfigurationsAreRefused(t *testing.T) {
+	good := qwen(t, 2, "random")
+	for name, spoil := range map[string]func(*Config){
+		"no replicas":     func(c *Config) { c.Replicas = nil },
+		"no capacity":     func(c *Config) { c.Replicas[1].Limits.KVTokens = 0 },
+		"no such replica": func(c *Config) { c.Faults = []Fault{{Replica: 7}} },
+		"unsorted faults": func(c *Config) { c.Faults = []Fault{{At: 2}, {At: 1}} },
+		"no such policy":  func(c *Config) { c.Pool.Policy.Name = "best" },
+		"negative hop":    func(c *Config) { c.Hop = -1 },
+	} {
+		c := good
+		c.Replicas = append([]Replica(nil), good.Replicas...)
+		spoil(&c)
+		if _, err := Run(c, shared(1, 1, time.Second)); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+func TestHeapOrdersByTimeKindAndForesight(t *testing.T) {
+	var h heap
+	r := stat.NewRand(1, "heap")
+	for range 1000 {
+		h.push(event{at: fleet.Time(r.IntN(50)), kind: uint8(r.IntN(3))})
+	}
+	var last event
+	for n := 0; ; n++ {
+		e, ok := h.pop()
+		if !ok {
+			if n != 1000 {
+				t.Errorf("%d of 1000 events came out", n)
+			}
+			return
+		}
+		if n > 0 && e.before(&last) {
+			t.Fatalf("%+v after %+v", e, last)
+		}
+		last = e
+	}
+}
+
+// BenchmarkRequest is the cost of one simulated request, everything included.
+func BenchmarkRequest(b *testing.B) {
+	for _, n := range []int{8, 64} {
+		b.Run(fmt.Sprintf("replicas=%d", n), func(b *testing.B) {
+			requests := 0
+			for b.Loop() {
+				a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: 0.4 * float64(n), Duration: time.Minute}}, 0, stat.NewRand(1, "a"))
+				w := workload.Random{Input: workload.Fixed(12_000), Output: workload.Fixed(343)}
+				requests += mustRun(b, qwen(b, n, "prefix-affinity"), w.Source(a, 1)).Done
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(requests), "ns/request")
+		})
+	}
+}
