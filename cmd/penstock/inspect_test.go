@@ -96,7 +96,7 @@ func TestCheckEngineTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.Shutdown(t.Context()) //nolint:errcheck // nothing is open any more
+	defer n.Shutdown(t.Context()) // nothing is open any more
 	var out, errs bytes.Buffer
 	if code := run(t.Context(), []string{"check", "--engine", n.URL()}, streams{Out: &out, Err: &errs}); code != 0 || !strings.Contains(out.String(), "20 yes, 0 no, 0 odd, 0 unknown") {
 		t.Errorf("exit %d: %s%s", code, out.String(), errs.String())

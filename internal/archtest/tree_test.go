@@ -59,8 +59,8 @@ func load(t *testing.T, dir string) *tree {
 			}
 			return nil
 		}
-		if !d.Type().IsRegular() {
-			return nil
+		if !d.Type().IsRegular() || d.Name() == ".git" {
+			return nil // in a work tree .git is a file that names another folder
 		}
 		content, err := os.ReadFile(p)
 		if err != nil {
