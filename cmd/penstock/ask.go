@@ -166,7 +166,11 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tgauges' age\t")
 	for _, c := range a.Candidates {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t\n", c.Endpoint, c.Verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
+		verdict := c.Verdict
+		if c.Adapter != "" {
+			verdict += ", adapter " + c.Adapter
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
 			number(c.TTFTMs, "%.1f ms", "unknown"), number(c.SampleAgeMs, "%.0f ms", "never read"))
 	}
 	t.Flush()

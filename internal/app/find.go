@@ -4,6 +4,7 @@ import (
 	"cmp"
 
 	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/gateway"
 	"penstock.dev/penstock/internal/live"
 )
@@ -16,7 +17,11 @@ func (t *table) Find(model string) (gateway.Service, bool) {
 	}
 	for _, m := range s.list() {
 		if m.ID == model {
-			return gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen}, true
+			found := gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen}
+			if m.Parent != "" {
+				found.Adapter = fleet.AdapterOf(found.Model)
+			}
+			return found, true
 		}
 	}
 	return gateway.Service{}, false // the pool has just stopped answering to it

@@ -212,6 +212,7 @@ func (s *served) setModels(models []gateway.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.models = models
+	s.joinLocked()
 }
 
 func (r *reloader) now() fleet.Time { return fleet.Time(time.Since(r.app.started)) }

@@ -32,8 +32,10 @@ type served struct {
 
 	mu          sync.Mutex
 	config      config.Pool
-	models      []gateway.Model
-	registry    *discovery.Registry // nil unless the API may add endpoints
+	models      []gateway.Model            // of the file, or told when the pool was made
+	adapters    map[string][]gateway.Model // by endpoint, as each lists them
+	answers     []gateway.Model            // all of these
+	registry    *discovery.Registry        // nil unless the API may add endpoints
 	stopSources context.CancelFunc
 	sources     sync.WaitGroup
 }
@@ -51,7 +53,7 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", c.Name, err)
 	}
-	s := &served{app: a, models: models}
+	s := &served{app: a, models: models, answers: models}
 	if s.client, err = a.engineClient(c); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", c.Name, err)
 	}
@@ -79,7 +81,7 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 	if s.pool, err = live.NewPool(o); err != nil {
 		return nil, err
 	}
-	s.loops.Pool = s.pool
+	s.loops.Pool, s.loops.Lister, s.loops.Listed = s.pool, s.client, s.listed
 	s.members = newMembers(s.ctx, s.pool, o.Log, s.loops.Watch)
 	s.follow(c)
 	return s, nil
@@ -175,7 +177,7 @@ func (s *served) replaces(c config.Pool) bool {
 func (s *served) list() []gateway.Model {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.models
+	return s.answers
 }
 
 // policy returns the name of the policy in charge.

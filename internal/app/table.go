@@ -192,7 +192,11 @@ func (t *table) found(f discovery.Found) {
 func (s *served) learn(models []gateway.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.joinLocked()
 	for _, m := range models {
+		if m.Parent != "" {
+			continue // each endpoint is asked for its adapters again and again
+		}
 		if !slices.ContainsFunc(s.models, func(k gateway.Model) bool { return k.ID == m.ID }) {
 			s.models = append(slices.Clip(s.models), m)
 		}

@@ -36,6 +36,11 @@ type Loops struct {
 	Timeout  time.Duration // of one reading or probe
 	Log      *slog.Logger
 
+	// Lister, when set, is asked from time to time what an endpoint serves, and
+	// Listed is told; of an endpoint that is no longer watched it is told nil.
+	Lister Lister
+	Listed func(e live.Endpoint, models []engine.Model)
+
 	running sync.WaitGroup
 }
 
@@ -55,6 +60,10 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 	var buf []byte
 	failing := false
 	pause := l.Interval
+	if l.Lister != nil {
+		defer l.Listed(e, nil)
+	}
+	var listed time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -69,6 +78,9 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 		if (err != nil) != failing {
 			failing = err != nil
 			l.report(e, err)
+		}
+		if l.Lister != nil && !failing && time.Since(listed) >= listEvery && l.list(ctx, e) {
+			listed = time.Now()
 		}
 		if failing || l.Pool.Busy(e) {
 			pause = l.Interval
@@ -89,7 +101,7 @@ func (l *Loops) read(ctx context.Context, e live.Endpoint, buf []byte) ([]byte, 
 	defer cancel()
 	r, failure, buf, err := l.Engines.Scrape(ctx, l.Dialect, e.URL, buf)
 	if r.Known != 0 || failure != fleet.FailNone {
-		l.Pool.Sampled(e, l.Pool.Now(), r.Gauges, failure)
+		l.Pool.SampledWith(e, l.Pool.Now(), r.Gauges, r.Adapters, failure)
 	}
 	return buf, err
 }

@@ -46,3 +46,19 @@ func (s *Adapters) Add(a Adapter) {
 		s.Count++
 	}
 }
+
+// AdapterFit says what serving a request's adapter takes at an endpoint.
+type AdapterFit uint8
+
+// The fits, from worst to best.
+const (
+	AdapterNone   AdapterFit = iota // the request names no adapter
+	AdapterFull                     // another must go first
+	AdapterRoom                     // it must be loaded, as far as is known into free room
+	AdapterLoaded                   // it is there
+)
+
+var fitNames = [...]string{"", "full", "room", "loaded"}
+
+// String returns the fit's name; "" for AdapterNone.
+func (f AdapterFit) String() string { return nameOf(fitNames[:], int(f)) }

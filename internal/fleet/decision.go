@@ -16,13 +16,14 @@ const (
 	OutTried            // this request has failed there already
 	OutRole             // serves another phase
 	OutOwner            // another endpoint holds what this request continues
+	OutAdapter          // does not have the adapter the request names
 	verdicts
 )
 
 // Verdicts is the number of verdicts, for tables indexed by one.
 const Verdicts = int(verdicts)
 
-var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner"}
+var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner", "adapter"}
 
 // String returns the verdict's name.
 func (v Verdict) String() string { return nameOf(verdictNames[:], int(v)) }
@@ -45,6 +46,7 @@ type Candidate struct {
 	Score     float64       // the policy's score, higher is better; see Decision.Policy
 	TTFT      time.Duration // predicted time to first token; 0 when unknown
 	SampleAge time.Duration // age of the gauges; -1 when never scraped
+	Adapter   AdapterFit    // what the request's adapter takes there
 }
 
 // Decision is the record of one placement: who was considered, what was

@@ -170,7 +170,7 @@ func (x *exchange) open() {
 	}
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
-		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner,
+		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
 	})
 	*room = chain[:0]
 	chains.Put(room)

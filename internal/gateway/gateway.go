@@ -30,8 +30,9 @@ type Fleet interface {
 // Service is how a model is served.
 type Service struct {
 	Pool        *live.Pool
-	Model       string       // its name at the engines; another than that asked for under an alias
-	MaxModelLen fleet.Tokens // 0 when unknown
+	Model       string        // its name at the engines; another than that asked for under an alias
+	MaxModelLen fleet.Tokens  // 0 when unknown
+	Adapter     fleet.Adapter // NoAdapter unless it is one
 }
 
 // Limits bound what a client or an engine may take. Zero fields take the

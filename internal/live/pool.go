@@ -206,7 +206,17 @@ func (p *Pool) Configure(c pool.Config) { p.step(&pool.Configure{Config: c}) }
 
 // Sampled reports a reading of an endpoint's gauges.
 func (p *Pool) Sampled(e Endpoint, taken fleet.Time, g fleet.Gauges, failure fleet.Failure) {
-	p.step(&pool.Sample{Endpoint: e.ID, Gen: e.Gen, Taken: taken, Gauges: g, Failure: failure})
+	p.SampledWith(e, taken, g, fleet.Adapters{}, failure)
+}
+
+// SampledWith is Sampled with the adapters that the endpoint said are at work.
+func (p *Pool) SampledWith(e Endpoint, taken fleet.Time, g fleet.Gauges, a fleet.Adapters, failure fleet.Failure) {
+	p.step(&pool.Sample{Endpoint: e.ID, Gen: e.Gen, Taken: taken, Gauges: g, Adapters: a, Failure: failure})
+}
+
+// Serves reports the adapters an endpoint answers to.
+func (p *Pool) Serves(e Endpoint, adapters []fleet.Adapter) {
+	p.step(&pool.Serves{Endpoint: e.ID, Gen: e.Gen, Adapters: adapters})
 }
 
 // Probed reports the answer to a probe.

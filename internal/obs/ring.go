@@ -165,8 +165,9 @@ type Candidate struct {
 	Matched     int      `json:"matchedTokens"`
 	Backlog     int      `json:"backlogTokens"`
 	InFlight    int      `json:"inFlight"`
-	TTFTMs      *float64 `json:"predictedTtftMs"` // null when nothing is believed of its speed
-	SampleAgeMs *float64 `json:"sampleAgeMs"`     // null when never scraped
+	TTFTMs      *float64 `json:"predictedTtftMs"`   // null when nothing is believed of its speed
+	SampleAgeMs *float64 `json:"sampleAgeMs"`       // null when never scraped
+	Adapter     string   `json:"adapter,omitempty"` // of a request for one: loaded, room or full
 }
 
 func (r *Ring) render(e *entry) Record {
@@ -217,6 +218,7 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	for _, c := range d.Candidates {
 		w := Candidate{
 			Endpoint: r.name(pool, c.Endpoint), Verdict: c.Verdict.String(), Matched: int(c.Matched), Backlog: int(c.Backlog), InFlight: c.InFlight,
+			Adapter: c.Adapter.String(),
 		}
 		if !math.IsNaN(c.Score) {
 			w.Score = new(c.Score)

@@ -21,6 +21,7 @@ const (
 	codeLeg
 	codeGone
 	codeTick
+	codeServes
 )
 
 // EncodeEvent appends ev to e.
@@ -37,6 +38,11 @@ func EncodeEvent(e *journal.Encoder, ev Event) {
 	case *Sample:
 		e.Uint(codeSample)
 		encodeSample(e, ev)
+	case *Serves:
+		e.Uint(codeServes)
+		e.Uint(uint64(ev.Endpoint))
+		e.Uint(uint64(ev.Gen))
+		encodeAdapters(e, ev.Adapters)
 	case *Probed:
 		e.Uint(codeProbed)
 		e.Uint(uint64(ev.Endpoint))
@@ -70,6 +76,8 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 		ev = decodeEndpoint(d)
 	case codeSample:
 		ev = decodeSample(d)
+	case codeServes:
+		ev = &Serves{Endpoint: endpointID(d), Gen: gen(d), Adapters: decodeAdapters(d)}
 	case codeProbed:
 		ev = &Probed{Endpoint: endpointID(d), Gen: gen(d), OK: d.Bool()}
 	case codeArrive:
@@ -126,16 +134,39 @@ func encodeSample(e *journal.Encoder, ev *Sample) {
 	e.Float(ev.Gauges.KVUsage)
 	e.Int(int64(ev.Gauges.KVBlocks))
 	e.Tokens(ev.Gauges.KVBlock)
+	e.Int(int64(ev.Adapters.Max))
+	encodeAdapters(e, ev.Adapters.List[:ev.Adapters.Count])
+}
+
+func encodeAdapters(e *journal.Encoder, list []fleet.Adapter) {
+	e.Uint(uint64(len(list)))
+	for _, a := range list {
+		e.Fixed(uint64(a))
+	}
+}
+
+func decodeAdapters(d *journal.Decoder) []fleet.Adapter {
+	const adapterBytes = 8
+	var list []fleet.Adapter
+	for range d.Len(adapterBytes) {
+		list = append(list, fleet.Adapter(d.Fixed()))
+	}
+	return list
 }
 
 func decodeSample(d *journal.Decoder) *Sample {
-	return &Sample{
+	ev := &Sample{
 		Endpoint: endpointID(d), Gen: gen(d), Taken: fleet.Time(d.Int()), Failure: fleet.Failure(d.Uint()),
 		Gauges: fleet.Gauges{
 			Known: fleet.Known(d.Uint()), Running: int(d.Int()), Waiting: int(d.Int()), KVUsage: d.Float(),
 			KVBlocks: int(d.Int()), KVBlock: d.Tokens(),
 		},
+		Adapters: fleet.Adapters{Max: int(d.Int())},
 	}
+	for _, a := range decodeAdapters(d) {
+		ev.Adapters.Add(a)
+	}
+	return ev
 }
 
 func encodeArrive(e *journal.Encoder, ev *Arrive) {
@@ -145,6 +176,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Float(ev.KeyTokens)
 	encodeTerms(e, ev.Terms)
 	e.Uint(uint64(ev.Owner))
+	e.Fixed(uint64(ev.Adapter))
 	e.Uint(uint64(len(ev.Chain)))
 	for _, k := range ev.Chain {
 		e.Fixed(uint64(k))
@@ -154,7 +186,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 func decodeArrive(d *journal.Decoder) *Arrive {
 	ev := &Arrive{
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
-		Terms: decodeTerms(d), Owner: endpointID(d),
+		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()),
 	}
 	const keyBytes = 8
 	for range d.Len(keyBytes) {
@@ -241,5 +273,6 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Float(c.Score)
 		e.Duration(c.TTFT)
 		e.Duration(c.SampleAge)
+		e.Uint(uint64(c.Adapter))
 	}
 }

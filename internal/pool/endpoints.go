@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"slices"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -53,7 +54,8 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		b.deps.Index.Clear(slot)
 		b.deps.Health.Add(slot)
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
-		b.endpoints[slot].sample = Sample{}
+		b.endpoints[slot].sample, b.endpoints[slot].serves = Sample{}, nil
+		b.endpoints[slot].adapters.Clear()
 		b.update(slot, ev)
 	default:
 		b.update(slot, ev)
@@ -101,6 +103,7 @@ func (b *Brain) grow(n int) {
 	v.ID, v.InFlight = make([]fleet.EndpointID, n), make([]int, n)
 	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.KVTokens, v.Cached, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n), make([]fleet.Tokens, n)
+	v.Adapter = make([]fleet.AdapterFit, n)
 	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
 	b.plan.Score, b.shadow.plan.Score = make([]float64, n), make([]float64, n)
 	b.depth = make([]int32, n)
@@ -132,6 +135,7 @@ func (b *Brain) onSample(ev *Sample, out []Action) []Action {
 		return out // overtaken by a younger one
 	}
 	e.sample, e.sampled = *ev, true
+	e.adapters.Told(&ev.Adapters)
 	g := ev.Gauges
 	if g.Known.Has(fleet.KnownRunning | fleet.KnownWaiting) {
 		// Requests that end between the reading and now would look like somebody
@@ -149,6 +153,27 @@ func (b *Brain) onSample(ev *Sample, out []Action) []Action {
 	return b.pump(out)
 }
 
+func (b *Brain) onServes(ev *Serves, out []Action) []Action {
+	slot, ok := b.at(ev.Endpoint, ev.Gen)
+	if !ok {
+		return out
+	}
+	e := &b.endpoints[slot]
+	e.serves = append(make([]fleet.Adapter, 0, len(ev.Adapters)), ev.Adapters...)
+	slices.Sort(e.serves)
+	return b.pump(out)
+}
+
+// answers reports whether an endpoint answers to an adapter, as far as it has
+// told.
+func (e *endpoint) answers(a fleet.Adapter) bool {
+	if a == fleet.NoAdapter || e.serves == nil {
+		return true
+	}
+	_, ok := slices.BinarySearch(e.serves, a)
+	return ok
+}
+
 func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
 	slot, ok := b.at(ev.Endpoint, ev.Gen)
 	if !ok {
@@ -158,6 +183,7 @@ func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
 		out = b.tellFitness(slot, fleet.FailNone, out)
 		// What returns after a failure may be a new process: believe nothing cached.
 		b.deps.Index.Clear(slot)
+		b.endpoints[slot].adapters.Clear()
 	}
 	return b.pump(out)
 }

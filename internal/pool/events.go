@@ -44,6 +44,15 @@ type Sample struct {
 	Taken    fleet.Time    // when the engine answered
 	Failure  fleet.Failure // FailNone when Gauges were read
 	Gauges   fleet.Gauges
+	Adapters fleet.Adapters // those at work; zero when the engine does not tell
+}
+
+// Serves tells which LoRA adapters an endpoint answers to. Before the first one
+// it is taken to answer to all.
+type Serves struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen
+	Adapters []fleet.Adapter
 }
 
 // Probed answers a Probe action.
@@ -63,7 +72,8 @@ type Arrive struct {
 	Terms     fleet.Terms
 	// Owner is the only endpoint that can serve the request, since it holds what
 	// the request continues; NoEndpoint when any can.
-	Owner fleet.EndpointID
+	Owner   fleet.EndpointID
+	Adapter fleet.Adapter // the LoRA adapter it names; NoAdapter for the base model
 }
 
 // Leg reports progress of one attempt of a request.
@@ -88,6 +98,7 @@ type Tick struct{}
 func (*Configure) isEvent() {}
 func (*Endpoint) isEvent()  {}
 func (*Sample) isEvent()    {}
+func (*Serves) isEvent()    {}
 func (*Probed) isEvent()    {}
 func (*Arrive) isEvent()    {}
 func (*Leg) isEvent()       {}

@@ -10,6 +10,7 @@ import (
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/stat"
 )
@@ -59,6 +60,7 @@ type request struct {
 	attempts int
 	slot     int // where it is dispatched; -1 while it waits
 	tried    []fleet.EndpointID
+	narrow   bool         // some endpoint did not have its adapter when last judged
 	backlog  fleet.Tokens // what it adds to the endpoint's backlog now
 	active   fleet.Tokens // what it adds to the endpoint's active tokens now
 	failure  fleet.Failure
@@ -71,8 +73,10 @@ type endpoint struct {
 	limits   fleet.Limits // told, completed by what its gauges say
 	sample   Sample
 	sampled  bool
-	external int // requests seen in gauges that are not ours
-	peak     int // most of ours in flight since the last sample
+	adapters kv.Adapters     // believed loaded
+	serves   []fleet.Adapter // adapters it answers to, ascending; nil before it has told
+	external int             // requests seen in gauges that are not ours
+	peak     int             // most of ours in flight since the last sample
 
 	inFlight int
 	backlog  fleet.Tokens
@@ -102,6 +106,8 @@ func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
 		out = b.onEndpoint(ev, out)
 	case *Sample:
 		out = b.onSample(ev, out)
+	case *Serves:
+		out = b.onServes(ev, out)
 	case *Probed:
 		out = b.onProbed(ev, out)
 	case *Arrive:

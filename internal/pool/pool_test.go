@@ -131,8 +131,9 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			m.step(t, &Arrive{
 				Req: m.next, Prompt: fleet.Tokens(rapid.IntRange(1, 5000).Draw(t, "prompt")),
 				Chain: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "chain")), KeyTokens: 64,
-				Terms: fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
-				Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
+				Terms:   fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
+				Owner:   fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
+				Adapter: fleet.Adapter(max(rapid.IntRange(-3, 3).Draw(t, "lora"), 0)),
 			})
 		},
 		"leg": func(t *rapid.T) {
@@ -176,12 +177,22 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 		"sample": func(t *rapid.T) {
 			s := &Sample{
 				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")), Taken: m.now,
-				Gauges: fleet.Gauges{Known: fleet.Known(rapid.IntRange(0, 15).Draw(t, "known")), Running: 3, KVBlocks: 100, KVBlock: 16},
+				Gauges:   fleet.Gauges{Known: fleet.Known(rapid.IntRange(0, 15).Draw(t, "known")), Running: 3, KVBlocks: 100, KVBlock: 16},
+				Adapters: fleet.Adapters{Max: rapid.IntRange(0, 3).Draw(t, "slots")},
 			}
+			s.Adapters.Add(fleet.Adapter(rapid.IntRange(1, 3).Draw(t, "lora")))
 			if rapid.Bool().Draw(t, "fails") {
 				s.Failure = fleet.FailConnect
 			}
 			m.step(t, s)
+		},
+		"serves": func(t *rapid.T) {
+			list := rapid.SliceOfN(rapid.IntRange(1, 3), 0, 3).Draw(t, "loras")
+			ev := &Serves{Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen"))}
+			for _, a := range list {
+				ev.Adapters = append(ev.Adapters, fleet.Adapter(a))
+			}
+			m.step(t, ev)
 		},
 		"time": func(t *rapid.T) {
 			m.now += fleet.Time(rapid.IntRange(1, 3000).Draw(t, "ms")) * fleet.Time(time.Millisecond)

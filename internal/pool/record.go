@@ -52,7 +52,7 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) {
 	c := fleet.Candidate{
 		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Backlog: b.view.Backlog[i],
-		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i],
+		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i], Adapter: b.view.Adapter[i],
 	}
 	if c.Verdict == fleet.Eligible {
 		c.Score = b.plan.Score[i]

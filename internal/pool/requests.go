@@ -23,7 +23,7 @@ func (b *Brain) onArrive(ev *Arrive, out []Action) []Action {
 	if !b.newWait() && b.judge(r) > 0 {
 		return b.place(r, out)
 	}
-	if b.noneFit() || r.Owner != fleet.NoEndpoint && b.judge(r) == 0 && !b.mayWait() {
+	if b.noneFit() || r.choosy() && b.judge(r) == 0 && !b.mayWait() {
 		b.tally.Shed++
 		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseNoEndpoint, RetryAfter: b.untilProbe()})
 		b.forget(r)
@@ -172,7 +172,10 @@ func (b *Brain) newWait() bool {
 }
 
 // free reports whether r may go to any endpoint.
-func (r *request) free() bool { return len(r.tried) == 0 && r.Owner == fleet.NoEndpoint }
+func (r *request) free() bool { return len(r.tried) == 0 && r.Owner == fleet.NoEndpoint && !r.narrow }
+
+// choosy reports whether r names something that not every endpoint has.
+func (r *request) choosy() bool { return r.Owner != fleet.NoEndpoint || r.Adapter != fleet.NoAdapter }
 
 // giveUp refuses a request that waited until no endpoint was left for it.
 func (b *Brain) giveUp(r *request, out []Action) []Action {
@@ -191,12 +194,14 @@ func (b *Brain) giveUp(r *request, out []Action) []Action {
 // eligible.
 func (b *Brain) judge(r *request) int {
 	b.query.Candidates = b.query.Candidates[:0]
+	r.narrow = false
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
 		if !e.present {
 			continue
 		}
 		b.verdict[i] = b.verdictOn(i, e, r)
+		r.narrow = r.narrow || b.verdict[i] == fleet.OutAdapter
 		if b.verdict[i] == fleet.Eligible {
 			b.query.Candidates = append(b.query.Candidates, i)
 		}
@@ -213,6 +218,8 @@ func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 		return fleet.OutDraining
 	case r.Owner != fleet.NoEndpoint && r.Owner != e.Endpoint.Endpoint:
 		return fleet.OutOwner
+	case !e.answers(r.Adapter):
+		return fleet.OutAdapter
 	case slices.Contains(r.tried, e.Endpoint.Endpoint):
 		return fleet.OutTried
 	case state == health.Ejected:
@@ -279,6 +286,9 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	e.peak = max(e.peak, e.inFlight)
 	b.charge(r, max(r.Prompt-b.view.Matched[slot], 1), r.Prompt)
 	b.deps.Index.Insert(slot, r.Chain)
+	if r.Adapter != fleet.NoAdapter {
+		e.adapters.Use(r.Adapter)
+	}
 	return append(out, Action{
 		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
 	})
@@ -298,6 +308,7 @@ func (b *Brain) look(r *request) {
 		v.InFlight[i], v.Backlog[i], v.Active[i] = e.inFlight, e.backlog, e.active
 		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.cached(i)
 		v.Matched[i] = kv.Covered(b.depth[i], r.KeyTokens, r.Prompt)
+		v.Adapter[i] = e.adapters.Fit(r.Adapter)
 		v.SampleAge[i] = b.sampleAge(e)
 		v.Gauges[i] = fleet.Gauges{}
 		if v.SampleAge[i] != neverSampled && v.SampleAge[i] <= b.config.Signals.StaleAfter {

@@ -101,7 +101,7 @@ func (s *script) event(t *testing.T, td *datadriven.TestData) Event {
 		if td.HasArg("fail") {
 			return &Sample{Endpoint: id, Gen: gen, Taken: s.now, Failure: fleet.FailConnect}
 		}
-		return &Sample{Endpoint: id, Gen: gen, Taken: s.now, Gauges: fleet.Gauges{
+		return &Sample{Endpoint: id, Gen: gen, Taken: s.now, Adapters: loras(t, td), Gauges: fleet.Gauges{
 			Known: fleet.KnownRunning | fleet.KnownWaiting, Running: number(t, td, "running", 0), Waiting: number(t, td, "waiting", 0),
 		}}
 	case "arrive":
@@ -110,7 +110,11 @@ func (s *script) event(t *testing.T, td *datadriven.TestData) Event {
 			Req: req, Prompt: fleet.Tokens(number(t, td, "prompt", 1000)), Chain: letterChain(letters),
 			KeyTokens: float64(number(t, td, "prompt", 1000)) / float64(max(len(letters), 1)),
 			Owner:     fleet.EndpointID(number(t, td, "owner", 0)),
+			Adapter:   loraOf(arg(td, "lora", "")),
 		}
+	case "serves":
+		set := loras(t, td)
+		return &Serves{Endpoint: id, Gen: gen, Adapters: set.List[:set.Count]}
 	case "first", "progress", "done", "fail":
 		phase := map[string]fleet.Phase{
 			"first": fleet.PhaseFirstToken, "progress": fleet.PhaseProgress, "done": fleet.PhaseDone, "fail": fleet.PhaseFailed,
@@ -147,6 +151,9 @@ func (s *script) print(actions []Action) string {
 			}
 			for _, c := range d.Candidates {
 				fmt.Fprintf(&b, "\n  %d %v matched %d backlog %d in flight %d score %.4g ttft %v", c.Endpoint, c.Verdict, c.Matched, c.Backlog, c.InFlight, c.Score, c.TTFT.Round(time.Millisecond))
+				if c.Adapter != fleet.AdapterNone {
+					fmt.Fprintf(&b, " adapter %v", c.Adapter)
+				}
 			}
 		case Cancel:
 			fmt.Fprintf(&b, "cancel r%d attempt %d at %d", a.Req, a.Attempt, a.Endpoint)
@@ -175,6 +182,27 @@ func (s *script) view() string {
 			e.ID, e.Gen, e.Health, e.Draining, e.InFlight, e.External, e.Backlog, e.Active, e.Cached, e.SampleAge, e.Requests, e.Failures)
 	}
 	return b.String()
+}
+
+// loraOf names an adapter; "" is none.
+func loraOf(name string) fleet.Adapter {
+	if name == "" {
+		return fleet.NoAdapter
+	}
+	return fleet.AdapterOf(name)
+}
+
+// loras reads loras=(a,b) and slots=n.
+func loras(t *testing.T, td *datadriven.TestData) fleet.Adapters {
+	set := fleet.Adapters{Max: number(t, td, "slots", 0)}
+	for _, a := range td.CmdArgs {
+		if a.Key == "loras" {
+			for _, v := range a.Vals {
+				set.Add(loraOf(v))
+			}
+		}
+	}
+	return set
 }
 
 // letterChain makes chains that share keys as far as their letters agree.

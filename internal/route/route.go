@@ -24,6 +24,8 @@ type View struct {
 	Cached   []fleet.Tokens // prompt tokens of any request believed cached there
 	Matched  []fleet.Tokens // those of this request
 
+	Adapter []fleet.AdapterFit // what this request's adapter takes there; AdapterNone without one
+
 	Gauges    []fleet.Gauges
 	SampleAge []time.Duration // -1 when never scraped
 }

@@ -16,7 +16,7 @@ func world(n int) *View {
 	v := &View{
 		ID: make([]fleet.EndpointID, n), InFlight: make([]int, n), Backlog: make([]fleet.Tokens, n),
 		Active: make([]fleet.Tokens, n), KVTokens: make([]fleet.Tokens, n), Cached: make([]fleet.Tokens, n), Matched: make([]fleet.Tokens, n),
-		Gauges: make([]fleet.Gauges, n), SampleAge: make([]time.Duration, n),
+		Adapter: make([]fleet.AdapterFit, n), Gauges: make([]fleet.Gauges, n), SampleAge: make([]time.Duration, n),
 	}
 	for i := range n {
 		v.ID[i] = fleet.EndpointID(i + 1)

@@ -48,6 +48,16 @@ var scorers = map[string]scorer{
 	"in-flight": {raw: func(v *View, _ *Query, c int) (float64, bool) {
 		return -float64(v.InFlight[c]), true
 	}},
+	// lora: the request's adapter loaded, or else room for it.
+	"lora": {absolute: true, raw: func(v *View, _ *Query, c int) (float64, bool) {
+		switch v.Adapter[c] {
+		case fleet.AdapterFull:
+			return 0, true
+		case fleet.AdapterRoom:
+			return 0.5, true
+		}
+		return 1, true
+	}},
 	// tokens: fewest tokens in flight, by the ledger.
 	"tokens": {raw: func(v *View, _ *Query, c int) (float64, bool) {
 		return -float64(v.Backlog[c] + v.Active[c]), true
