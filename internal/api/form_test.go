@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"mime/multipart"
 	"strings"
@@ -85,7 +86,7 @@ func FuzzScanForm(f *testing.F) {
 		m := multipart.NewReader(bytes.NewReader(body), boundary)
 		for {
 			p, err := m.NextRawPart()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
 )
 
@@ -139,6 +140,19 @@ func TestRecordedExchanges(t *testing.T) {
 		{llmd + "chat-stream-server-sigterm", 0, unknown, -1},
 		{llmd + "chat-stream-server-killed", fleet.FailStream, unknown, -1},
 		{llmd + "chat-stream-client-abort", fleet.FailStream, unknown, -1},
+		{ollama + "responses", 0, known(10, 0, 8), 0},
+		{ollama + "responses-stream", 0, known(10, 0, 8), 7},
+		{ollama + "messages", 0, known(10, -1, 8), 0},
+		{ollama + "messages-stream", 0, known(10, -1, 8), 7},
+		{ollama + "embeddings", 0, known(13, -1, 0), 0},
+		{ollama + "embeddings-base64", 0, known(5, -1, 0), 0},
+		{llmd + "responses-stream", 0, known(6, -1, 5), 5},
+		{llmd + "messages-stream", 0, known(11, 0, 5), 5},
+		{llmd + "embeddings-base64", 0, known(3, -1, 0), 0},
+		{llmd + "tokenize", 0, unknown, 0},
+		{llmd + "generate-token-ids", 0, unknown, 0},
+		{ollama + "messages-unknown-model", fleet.FailClient, fleet.Usage{}, 0},
+		{ollama + "messages-no-max-tokens", fleet.FailClient, fleet.Usage{}, 0},
 		{ollama + "chat-empty-messages", fleet.FailClient, fleet.Usage{}, 0},
 		{ollama + "chat-tools-unsupported", fleet.FailClient, fleet.Usage{}, 0},
 		{ollama + "chat-reasoning-unsupported", fleet.FailClient, fleet.Usage{}, 0},
@@ -257,5 +271,49 @@ func TestRecordedChunksAreNotHeldBack(t *testing.T) {
 	}
 	if got.String() != x.answer {
 		t.Errorf("got %d bytes, want %d", got.Len(), len(x.answer))
+	}
+}
+
+// TestRecordedChatsAreToldAsMessages: the text and the tool calls of a chat that
+// a real engine streamed are those of the message.
+func TestRecordedChatsAreToldAsMessages(t *testing.T) {
+	for _, name := range []string{
+		"ollama/chat-stream", "ollama/chat-stream-usage-true", "ollama/chat-stream-stop", "ollama/chat-tools-stream",
+		"llm-d-inference-sim/chat-stream", "llm-d-inference-sim/chat-stream-usage", "llm-d-inference-sim/chat-tools-stream",
+	} {
+		x := record(t, name)
+		r := newRig(t, setup{silent: engine.APIMessages}, rawEngine(t, func(conn net.Conn, _ *http.Request) { x.play(conn) }))
+		a := r.do("POST", messagesPath, messagesStream)
+		said, told := "", ""
+		for line := range strings.Lines(x.answer) {
+			var c struct {
+				Choices []struct {
+					Delta struct {
+						Content   string
+						ToolCalls []struct{ Function struct{ Arguments string } } `json:"tool_calls"`
+					}
+				}
+			}
+			if data, ok := strings.CutPrefix(line, "data: {"); ok && json.Unmarshal([]byte("{"+data), &c) == nil && len(c.Choices) > 0 {
+				said += c.Choices[0].Delta.Content
+				for _, call := range c.Choices[0].Delta.ToolCalls {
+					said += call.Function.Arguments
+				}
+			}
+		}
+		for line := range strings.Lines(a.body) {
+			var e struct {
+				Delta struct {
+					Text    string
+					Partial string `json:"partial_json"`
+				}
+			}
+			if data, ok := strings.CutPrefix(line, "data: "); ok && json.Unmarshal([]byte(data), &e) == nil {
+				told += e.Delta.Text + e.Delta.Partial
+			}
+		}
+		if said != told || said == "" || !strings.HasSuffix(a.body, "data: {\"type\":\"message_stop\"}\n\n") {
+			t.Errorf("%s: said %q, told %q", name, said, told)
+		}
 	}
 }

@@ -50,8 +50,11 @@ func TestResponsesByIDGoToTheirOwner(t *testing.T) {
 		owner := "ab"[strings.Index("ab", a.body[strings.Index(a.body, "resp_")+5:][:1])]
 		id := fmt.Sprintf("resp_%c%d", owner, i/2)
 		for _, q := range []struct{ method, path string }{
-			{"GET", "/v1/responses/" + id}, {"GET", "/v1/responses/" + id + "?include[]=a%20b"}, {"DELETE", "/v1/responses/" + id},
-			{"POST", "/v1/responses/" + id + "/cancel"}, {"GET", "/v1/responses/" + id + "/input_items?limit=2"},
+			{"GET", "/v1/responses/" + id},
+			{"GET", "/v1/responses/" + id + "?include[]=a%20b"},
+			{"DELETE", "/v1/responses/" + id},
+			{"POST", "/v1/responses/" + id + "/cancel"},
+			{"GET", "/v1/responses/" + id + "/input_items?limit=2"},
 		} {
 			want := fmt.Sprintf(`{"from":"%c","method":%q,"uri":%q,"model":"m"}`, owner, q.method, q.path)
 			if got := r.do(q.method, q.path, ""); got.status != 200 || got.body != want {
