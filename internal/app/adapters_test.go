@@ -24,7 +24,7 @@ func TestAdaptersGoWhereTheyAre(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer n.Shutdown(t.Context()) //nolint:errcheck // nothing is open any more
+		defer n.Shutdown(t.Context())
 		p.Endpoints = append(p.Endpoints, config.Endpoint{Name: fmt.Sprint("e", i), URL: n.URL()})
 	}
 	c := config.Default()
@@ -34,7 +34,7 @@ func TestAdaptersGoWhereTheyAre(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close() //nolint:errcheck // what matters has been checked
+	defer a.Close()
 	waitForModels(t, a, map[string]string{tiny: "", "red": tiny, "blue": tiny, "green": tiny})
 	for range 5 {
 		for model, want := range map[string]string{"red": "e0", "blue": "e0", "green": "e1"} {

@@ -91,7 +91,7 @@ func (i *inspection) stream(ctx context.Context, path string, body fields, stop 
 		return s, fmt.Errorf("%w: status %d for %s", errAbsent, resp.StatusCode, path)
 	}
 	if t := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(t, "text/event-stream") {
-		head, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) //nolint:errcheck // an excerpt of what there is
+		head, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // an excerpt of what there is
 		return s, fmt.Errorf("status %d of type %q: %s", resp.StatusCode, t, excerpt(head))
 	}
 	lines := bufio.NewScanner(resp.Body)

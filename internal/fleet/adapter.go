@@ -1,5 +1,7 @@
 package fleet
 
+import "slices"
+
 // Adapter stands for a LoRA adapter by the hash of its name; NoAdapter is the
 // base model itself.
 type Adapter uint64
@@ -31,12 +33,7 @@ type Adapters struct {
 
 // Has reports whether a is at work.
 func (s *Adapters) Has(a Adapter) bool {
-	for _, x := range s.List[:s.Count] {
-		if x == a {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(s.List[:s.Count], a)
 }
 
 // Add adds an adapter. Beyond MaxAdapters they are forgotten.

@@ -1,6 +1,10 @@
 package kv
 
-import "penstock.dev/penstock/internal/fleet"
+import (
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+)
 
 // Adapters is what one endpoint is believed to hold of LoRA adapters. Engines
 // keep those used last, as many as they have slots, and tell only of those at
@@ -50,15 +54,12 @@ func (s *Adapters) Told(t *fleet.Adapters) {
 
 // Fit says what serving a takes.
 func (s *Adapters) Fit(a fleet.Adapter) fleet.AdapterFit {
-	if a == fleet.NoAdapter {
+	switch {
+	case a == fleet.NoAdapter:
 		return fleet.AdapterNone
-	}
-	for _, x := range s.list[:s.count] {
-		if x == a {
-			return fleet.AdapterLoaded
-		}
-	}
-	if s.slots > 0 && s.count >= s.room() {
+	case slices.Contains(s.list[:s.count], a):
+		return fleet.AdapterLoaded
+	case s.slots > 0 && s.count >= s.room():
 		return fleet.AdapterFull
 	}
 	return fleet.AdapterRoom

@@ -52,6 +52,12 @@ func AccessLine(log *slog.Logger, a *gateway.Access, redact bool) {
 			attrs = append(attrs, "matched_tokens", int(d.Candidates[0].Matched))
 		}
 	}
+	if a.Tenant != "" {
+		attrs = append(attrs, "tenant", a.Tenant)
+	}
+	if a.Objective != "" {
+		attrs = append(attrs, "objective", a.Objective)
+	}
 	if a.TraceID != "" {
 		attrs = append(attrs, "trace", a.TraceID)
 	}

@@ -132,7 +132,7 @@ func TestAccessLineIsOneLineWithoutText(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := access("a", 2)
-	a.Remote = "192.0.2.77:4711"
+	a.Remote, a.Tenant, a.Objective, a.TraceID = "192.0.2.77:4711", "team", "chat", "0af7"
 	a.Failure, a.Err = fleet.FailStream, errors.New("broken\npipe")
 	AccessLine(log, a, true)
 	if strings.Count(buf.String(), "\n") != 1 {
@@ -142,7 +142,7 @@ func TestAccessLineIsOneLineWithoutText(t *testing.T) {
 	if err := json.Unmarshal(buf.Bytes(), &line); err != nil {
 		t.Fatal(err)
 	}
-	for k, want := range map[string]any{"request": "a", "status": 200.0, "ttft_ms": 25.0, "cached_tokens": 8.0, "failure": "stream", "endpoint": "e1", "remote": "192.0.2.0/24"} {
+	for k, want := range map[string]any{"request": "a", "status": 200.0, "ttft_ms": 25.0, "cached_tokens": 8.0, "failure": "stream", "endpoint": "e1", "remote": "192.0.2.0/24", "tenant": "team", "objective": "chat", "trace": "0af7", "candidates": 2.0} {
 		if line[k] != want {
 			t.Errorf("%s = %v, want %v", k, line[k], want)
 		}
