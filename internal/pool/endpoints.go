@@ -164,14 +164,26 @@ func (b *Brain) onServes(ev *Serves, out []Action) []Action {
 	return b.pump(out)
 }
 
-// answers reports whether an endpoint answers to an adapter, as far as it has
-// told.
-func (e *endpoint) answers(a fleet.Adapter) bool {
-	if a == fleet.NoAdapter || e.serves == nil {
-		return true
-	}
+// has reports whether an endpoint has told that it answers to an adapter.
+func (e *endpoint) has(a fleet.Adapter) bool {
 	_, ok := slices.BinarySearch(e.serves, a)
 	return ok
+}
+
+// anyHas reports whether some endpoint has told that it answers to an adapter.
+func (b *Brain) anyHas(a fleet.Adapter) bool {
+	for i := range b.endpoints {
+		if b.endpoints[i].present && b.endpoints[i].has(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// lacks reports whether r's adapter is not to be looked for at e: it has told
+// so, or it has not told yet while another has.
+func (b *Brain) lacks(e *endpoint, r *request) bool {
+	return r.Adapter != fleet.NoAdapter && !e.has(r.Adapter) && (e.serves != nil || b.adapterKnown)
 }
 
 func (b *Brain) onProbed(ev *Probed, out []Action) []Action {

@@ -48,7 +48,7 @@ type Sample struct {
 }
 
 // Serves tells which LoRA adapters an endpoint answers to. Before the first one
-// it is taken to answer to all.
+// it is tried for those that no other endpoint is known to have.
 type Serves struct {
 	Endpoint fleet.EndpointID
 	Gen      fleet.Gen

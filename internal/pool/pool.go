@@ -36,8 +36,11 @@ type Brain struct {
 	plan    route.Plan
 	depth   []int32
 	verdict []fleet.Verdict
-	records []*fleet.Decision // one per dispatch of the present step, reused by the next
-	used    int
+	// adapterKnown says that some endpoint has told that it has the adapter of the
+	// request being judged.
+	adapterKnown bool
+	records      []*fleet.Decision // one per dispatch of the present step, reused by the next
+	used         int
 }
 
 // Tally counts requests by what became of them:

@@ -195,6 +195,7 @@ func (b *Brain) giveUp(r *request, out []Action) []Action {
 func (b *Brain) judge(r *request) int {
 	b.query.Candidates = b.query.Candidates[:0]
 	r.narrow = false
+	b.adapterKnown = r.Adapter != fleet.NoAdapter && b.anyHas(r.Adapter)
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
 		if !e.present {
@@ -218,7 +219,7 @@ func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 		return fleet.OutDraining
 	case r.Owner != fleet.NoEndpoint && r.Owner != e.Endpoint.Endpoint:
 		return fleet.OutOwner
-	case !e.answers(r.Adapter):
+	case b.lacks(e, r):
 		return fleet.OutAdapter
 	case slices.Contains(r.tried, e.Endpoint.Endpoint):
 		return fleet.OutTried
