@@ -17,13 +17,16 @@ import (
 	"penstock.dev/penstock/internal/enginesim/server"
 )
 
-// fleet starts a gateway before two simulated engines and returns an official
-// OpenAI client for it, without retries of its own.
-func fleet(t *testing.T) *openai.Client {
+// gateway starts a gateway before two simulated engines and returns its URL.
+func gateway(t *testing.T, engines server.Options, change func(*config.Pool)) string {
 	t.Helper()
-	sim, err := app.Simulate(server.Options{Speedup: 20, Seed: 1}, 2)
+	engines.Speedup, engines.Seed = 20, 1
+	sim, err := app.Simulate(engines, 2)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if change != nil {
+		change(&sim.Pool)
 	}
 	o := app.Options{
 		Config: config.Default(), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Seed: 1, Version: "test",
@@ -39,7 +42,18 @@ func fleet(t *testing.T) *openai.Client {
 			t.Error(err)
 		}
 	})
-	c := openai.NewClient(option.WithBaseURL(a.URL()+"/v1"), option.WithAPIKey("sk-anything"), option.WithMaxRetries(0))
+	return a.URL()
+}
+
+// fleet returns an official OpenAI client for a gateway, without retries of its
+// own.
+func fleet(t *testing.T) *openai.Client {
+	t.Helper()
+	return openAI(gateway(t, server.Options{}, nil))
+}
+
+func openAI(url string) *openai.Client {
+	c := openai.NewClient(option.WithBaseURL(url+"/v1"), option.WithAPIKey("sk-anything"), option.WithMaxRetries(0))
 	return &c
 }
 
