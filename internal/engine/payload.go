@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"io"
 	"net/http"
 	"sync"
@@ -39,11 +40,18 @@ func (p *Payload) putInto(req *http.Request) {
 		req.Body = http.NoBody
 		return
 	}
+	req.ContentLength = int64(len(p.bytes))
+	if p.free == nil {
+		// A reader that the transport knows goes out in one write with the header.
+		req.Body = io.NopCloser(bytes.NewReader(p.bytes))
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p.bytes)), nil }
+		return
+	}
 	open := func() io.ReadCloser {
 		p.holders.Add(1)
 		return &outgoing{payload: p, rest: p.bytes}
 	}
-	req.Body, req.ContentLength = open(), int64(len(p.bytes))
+	req.Body = open()
 	// For an attempt on a connection that the engine was just closing; called
 	// within RoundTrip, while the maker holds on.
 	req.GetBody = func() (io.ReadCloser, error) { return open(), nil }

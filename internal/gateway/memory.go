@@ -9,12 +9,11 @@ import (
 
 // The memory of request bodies is used again: with prompts of hundreds of
 // kilobytes, collecting it would cost more than all that is done with them.
-// There is one shelf for each power of growth from smallBody on; larger bodies
-// are rare and are the collector's.
+// There is one shelf for each power of growth from firstRead on. Larger bodies
+// are rare and smaller ones cheap: both are the collector's.
 const (
-	smallBody = 4 << 10
-	growth    = 4
-	shelves   = 6 // up to 4 MiB
+	growth  = 4
+	shelves = 5 // up to 4 MiB
 )
 
 var bodies [shelves]sync.Pool
@@ -23,19 +22,19 @@ var bodies [shelves]sync.Pool
 // before the pool.
 var chains = sync.Pool{New: func() any { return new([]kv.Key) }}
 
-// shelf returns where memory of size n lies, and how much there is of it.
-func shelf(n int) (i, size int) {
-	size = smallBody
+// shelf returns where memory for n bytes lies, and how much there is of it.
+func shelf(n int) (i, size int, ok bool) {
+	size = firstRead
 	for i = 0; i < shelves && size < n; i++ {
 		size *= growth
 	}
-	return i, size
+	return i, size, n >= firstRead && i < shelves
 }
 
 // lend returns empty memory for at least n bytes.
 func lend(n int) []byte {
-	i, size := shelf(n)
-	if i == shelves {
+	i, size, ok := shelf(n)
+	if !ok {
 		return make([]byte, 0, n)
 	}
 	if b, ok := bodies[i].Get().(*[]byte); ok {
@@ -46,7 +45,7 @@ func lend(n int) []byte {
 
 // giveBack takes memory that nobody reads any more.
 func giveBack(b []byte) {
-	if i, size := shelf(cap(b)); i < shelves && size == cap(b) {
+	if i, size, ok := shelf(cap(b)); ok && size == cap(b) {
 		bodies[i].Put(&b)
 	}
 }
@@ -62,6 +61,9 @@ func regrow(b []byte, n int) []byte {
 // in the memory that was lent.
 func (x *exchange) bodyPayload() *engine.Payload {
 	lent := x.body
+	if cap(lent) < firstRead {
+		return engine.NewPayload(x.toward.body, nil)
+	}
 	return engine.NewPayload(x.toward.body, func() { giveBack(lent) })
 }
 
