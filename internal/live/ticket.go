@@ -31,6 +31,7 @@ type Ticket struct {
 	attempt int
 	ended   bool
 	arrived time.Time
+	said    pool.Leg // the latest report; here, so that reporting allocates nothing
 
 	decisions []fleet.Decision // under the pool's lock
 }
@@ -128,7 +129,8 @@ func (t *Ticket) Failed(f fleet.Failure, committed bool) (orderFollows bool) {
 
 func (t *Ticket) leg(l pool.Leg) {
 	l.Req, l.Attempt = t.req, t.attempt
-	t.pool.step(&l)
+	t.said = l
+	t.pool.step(&t.said)
 }
 
 // Close ends the ticket. If the request has not ended, its client has left:

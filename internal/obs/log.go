@@ -3,6 +3,7 @@
 package obs
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -38,39 +39,42 @@ func AccessLine(log *slog.Logger, a *gateway.Access, redact bool) {
 	if redact {
 		remote = network(remote)
 	}
-	attrs := []any{
-		"request", a.ID, "method", a.Method, "path", a.Path, "status", a.Status, "pool", a.Pool, "model", a.Model,
-		"stream", a.Stream, "remote", remote, "endpoint", a.Endpoint, "attempts", a.Attempts,
-		"queue_ms", Millis(a.Queue), "ttft_ms", Millis(a.TTFT), "itl_ms", Millis(a.ITL), "total_ms", Millis(a.Total),
-		"prompt_tokens", int(a.Usage.Prompt), "cached_tokens", int(max(a.Usage.Cached, 0)), "output_tokens", int(a.Usage.Output),
-		"bytes", a.Bytes,
-	}
+	var room [32]slog.Attr // on the stack: this is written for every request
+	attrs := append(room[:0],
+		slog.String("request", a.ID), slog.String("method", a.Method), slog.String("path", a.Path), slog.Int("status", a.Status),
+		slog.String("pool", a.Pool), slog.String("model", a.Model), slog.Bool("stream", a.Stream), slog.String("remote", remote),
+		slog.String("endpoint", a.Endpoint), slog.Int("attempts", a.Attempts),
+		slog.Float64("queue_ms", Millis(a.Queue)), slog.Float64("ttft_ms", Millis(a.TTFT)),
+		slog.Float64("itl_ms", Millis(a.ITL)), slog.Float64("total_ms", Millis(a.Total)),
+		slog.Int("prompt_tokens", int(a.Usage.Prompt)), slog.Int("cached_tokens", int(max(a.Usage.Cached, 0))),
+		slog.Int("output_tokens", int(a.Usage.Output)), slog.Int64("bytes", a.Bytes),
+	)
 	if n := len(a.Decisions); n > 0 {
 		d := &a.Decisions[n-1]
-		attrs = append(attrs, "policy", d.Policy, "margin", d.Margin, "candidates", d.Counts[fleet.Eligible])
+		attrs = append(attrs, slog.String("policy", d.Policy), slog.Float64("margin", d.Margin), slog.Int("candidates", d.Counts[fleet.Eligible]))
 		if len(d.Candidates) > 0 {
-			attrs = append(attrs, "matched_tokens", int(d.Candidates[0].Matched))
+			attrs = append(attrs, slog.Int("matched_tokens", int(d.Candidates[0].Matched)))
 		}
 	}
 	if a.Tenant != "" {
-		attrs = append(attrs, "tenant", a.Tenant)
+		attrs = append(attrs, slog.String("tenant", a.Tenant))
 	}
 	if a.Objective != "" {
-		attrs = append(attrs, "objective", a.Objective)
+		attrs = append(attrs, slog.String("objective", a.Objective))
 	}
 	if a.TraceID != "" {
-		attrs = append(attrs, "trace", a.TraceID)
+		attrs = append(attrs, slog.String("trace", a.TraceID))
 	}
 	if a.Failure != fleet.FailNone {
-		attrs = append(attrs, "failure", a.Failure.String())
+		attrs = append(attrs, slog.String("failure", a.Failure.String()))
 	}
 	if a.Refusal != fleet.RefuseNone {
-		attrs = append(attrs, "refusal", a.Refusal.String())
+		attrs = append(attrs, slog.String("refusal", a.Refusal.String()))
 	}
 	if a.Err != nil {
-		attrs = append(attrs, "err", a.Err.Error())
+		attrs = append(attrs, slog.String("err", a.Err.Error()))
 	}
-	log.Info("request", attrs...)
+	log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
 }
 
 // network returns the network of an address: enough to tell one customer's
