@@ -115,6 +115,9 @@ func explain(w io.Writer, r *obs.Record) {
 	}
 	fmt.Fprintf(w, "request %s: %s (%s) for %q, about %d prompt tokens, ended %s\n",
 		r.Request, r.Path, kind, r.Model, r.Prompt, r.At.Local().Format("15:04:05.000"))
+	if t := r.Terms; t != nil {
+		fmt.Fprintf(w, "for tenant %q, objective %q: priority %d, first token within %s, then one per %s\n", t.Tenant, t.Objective, t.Priority, promised(t.TTFTMs), promised(t.TPOTMs))
+	}
 	if len(r.Attempts) == 0 {
 		fmt.Fprintln(w, "\nIt was never placed.")
 	}
@@ -143,6 +146,14 @@ func explain(w io.Writer, r *obs.Record) {
 	if o.Error != "" {
 		fmt.Fprintf(w, "error: %s\n", o.Error)
 	}
+}
+
+// promised is a time of an SLO in words.
+func promised(ms float64) string {
+	if ms == 0 {
+		return "any time"
+	}
+	return fmt.Sprintf("%g ms", ms)
 }
 
 func explainAttempt(w io.Writer, a *obs.Attempt) {

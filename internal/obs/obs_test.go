@@ -63,6 +63,23 @@ func TestRingTellsARequest(t *testing.T) {
 	}
 }
 
+func TestRingTellsTheTerms(t *testing.T) {
+	r := NewRing(100<<10, names)
+	a := access("a", 1)
+	r.Add(time.Unix(1, 0), a)
+	b := access("b", 1)
+	b.Tenant, b.Objective = "team", "fast"
+	b.Decisions[0].Terms = fleet.Terms{Tenant: 1, Priority: 7, SLO: fleet.SLO{TTFT: time.Second, TPOT: 50 * time.Millisecond}}
+	r.Add(time.Unix(2, 0), b)
+	if rec, _ := r.Find("a"); rec.Terms != nil {
+		t.Errorf("terms out of nothing: %+v", rec.Terms)
+	}
+	want := Terms{Tenant: "team", Objective: "fast", Priority: 7, TTFTMs: 1000, TPOTMs: 50}
+	if rec, _ := r.Find("b"); rec.Terms == nil || *rec.Terms != want {
+		t.Errorf("%+v, want %+v", rec.Terms, want)
+	}
+}
+
 func TestRingIsBounded(t *testing.T) {
 	const limit = 100 << 10
 	r := NewRing(limit, names)

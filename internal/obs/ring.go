@@ -121,8 +121,31 @@ type Record struct {
 	Path     string    `json:"path"`
 	Stream   bool      `json:"stream"`
 	Prompt   int       `json:"estimatedPromptTokens"`
+	Terms    *Terms    `json:"terms,omitempty"` // nil when it asked for none
 	Outcome  Outcome   `json:"outcome"`
 	Attempts []Attempt `json:"attempts"`
+}
+
+// Terms are what a request was to be served on.
+type Terms struct {
+	Tenant    string  `json:"tenant,omitempty"`
+	Objective string  `json:"objective,omitempty"`
+	Priority  int     `json:"priority"`
+	TTFTMs    float64 `json:"sloTtftMs,omitempty"`
+	TPOTMs    float64 `json:"sloTpotMs,omitempty"`
+}
+
+// termsOf returns the terms of a request that was placed, nil when it had none.
+func termsOf(a *gateway.Access) *Terms {
+	t := Terms{Tenant: a.Tenant, Objective: a.Objective}
+	if len(a.Decisions) > 0 {
+		d := &a.Decisions[0].Terms
+		t.Priority, t.TTFTMs, t.TPOTMs = d.Priority, Millis(d.SLO.TTFT), Millis(d.SLO.TPOT)
+	}
+	if t == (Terms{}) {
+		return nil
+	}
+	return &t
 }
 
 // Outcome is what happened.
@@ -174,7 +197,7 @@ func (r *Ring) render(e *entry) Record {
 	a := &e.access
 	rec := Record{
 		Request: a.ID, At: e.at, Pool: a.Pool, Model: a.Model, Path: a.Path, Stream: a.Stream, Prompt: int(a.Prompt),
-		Attempts: []Attempt{},
+		Terms: termsOf(a), Attempts: []Attempt{},
 		Outcome: Outcome{
 			Status: a.Status, Endpoint: a.Endpoint, Attempts: a.Attempts, Retries: max(a.Attempts-1, 0),
 			QueueMs: Millis(a.Queue), TTFTMs: Millis(a.TTFT), ITLMs: Millis(a.ITL), TotalMs: Millis(a.Total),
