@@ -92,8 +92,8 @@ func many(ctx context.Context, b *bench, r *report) error {
 	}
 	// Reports of progress, four a second for each stream, are not per event.
 	const noise = 0.05
-	r.add("200 streams: allocations per event", "", 1, map[string][]float64{penstock: {per}})
-	r.single("200 streams: allocations per event", "", noise, per)
+	r.add("200 streams: allocations per event", "", 1, map[string][]float64{penstock: per})
+	r.single("200 streams: allocations per event", "", noise, per...)
 	return nil
 }
 

@@ -177,7 +177,9 @@ func loadAverage() string {
 	return strings.Join(strings.Fields(string(raw))[:3], " ")
 }
 
-// single judges a goal that is measured once.
-func (r *report) single(name, unit string, limit, v float64) {
-	r.Goals = append(r.Goals, goal{Name: name, Unit: unit, Limit: limit, Value: figureOf([]float64{v}), Met: v <= limit})
+// single judges a goal that is measured once; without a value it is void.
+func (r *report) single(name, unit string, limit float64, v ...float64) {
+	g := goal{Name: name, Unit: unit, Limit: limit, Value: figureOf(v), Void: len(v) == 0}
+	g.Met = !g.Void && g.Value.Median <= limit
+	r.Goals = append(r.Goals, g)
 }
