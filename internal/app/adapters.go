@@ -1,8 +1,11 @@
 package app
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
@@ -62,4 +65,52 @@ func (s *served) joinLocked() {
 			}
 		}
 	}
+}
+
+// loader returns what has an adapter loaded at an endpoint, nil when the
+// configuration does not say from where.
+func (s *served) loader(name string) func(context.Context, live.Endpoint) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	path, ok := s.config.Adapters[name]
+	if !ok {
+		return nil
+	}
+	return func(ctx context.Context, e live.Endpoint) error { return s.load(ctx, e, name, path) }
+}
+
+// load has an adapter loaded at an endpoint that has not listed it. Requests for
+// adapters of one endpoint wait for each other here, so that one is loaded once.
+func (s *served) load(ctx context.Context, e live.Endpoint, name, path string) error {
+	if s.lists(e, name) {
+		return nil
+	}
+	turn, _ := s.loading.LoadOrStore(e.Name, make(chan struct{}, 1))
+	select {
+	case turn.(chan struct{}) <- struct{}{}:
+		defer func() { <-turn.(chan struct{}) }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.lists(e, name) {
+		return nil
+	}
+	start := time.Now()
+	if err := s.client.LoadAdapter(ctx, s.loops.Dialect, e.URL, name, path); err != nil {
+		return err
+	}
+	models, err := s.client.Models(ctx, e.URL)
+	if err != nil {
+		return fmt.Errorf("adapter %s was loaded, but: %w", name, err)
+	}
+	s.app.log.Info("adapter loaded", "pool", s.pool.Name(), "endpoint", e.Name, "adapter", name, "took", time.Since(start))
+	s.listed(e, models)
+	return nil
+}
+
+// lists reports whether an endpoint is known to answer to an adapter.
+func (s *served) lists(e live.Endpoint, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.adapters[e.Name], func(m gateway.Model) bool { return m.ID == name })
 }

@@ -12,6 +12,7 @@ import (
 
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/enginesim/server"
+	"penstock.dev/penstock/internal/fleet"
 )
 
 // TestAdaptersGoWhereTheyAre serves a pool of which each engine has other
@@ -95,4 +96,49 @@ func ask(t *testing.T, a *App, model string) string {
 		t.Fatalf("%s: %d %v", model, resp.StatusCode, err)
 	}
 	return resp.Header.Get("X-Request-Id")
+}
+
+// TestAdaptersAreLoadedOnDemand serves adapters that no engine has yet, from a
+// pool of which one engine refuses to load any.
+func TestAdaptersAreLoadedOnDemand(t *testing.T) {
+	p := config.DefaultPool()
+	p.Name, p.Model, p.Adapters = "p", tiny, map[string]string{"sql": "/adapters/sql", "law": "/adapters/law"}
+	for i := range 3 {
+		n, err := server.Listen("127.0.0.1:0", server.Config{Options: server.Options{
+			Model: tiny, LoadLoRA: i > 0, MaxLoRAs: 4, Replica: i, Speedup: 50,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Shutdown(t.Context())
+		p.Endpoints = append(p.Endpoints, config.Endpoint{Name: fmt.Sprint("e", i), URL: n.URL()})
+	}
+	c := config.Default()
+	c.Pools = []config.Pool{p}
+	a, err := Start(Options{Config: c, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	waitForModels(t, a, map[string]string{tiny: "", "sql": tiny, "law": tiny})
+	where := map[string]string{}
+	for range 8 {
+		for _, model := range []string{"sql", "law"} {
+			rec, ok := a.ring.Find(ask(t, a, model))
+			if !ok || rec.Outcome.Endpoint == "e0" {
+				t.Fatalf("%s was served by %s, which cannot load it", model, rec.Outcome.Endpoint)
+			}
+			if before := where[model]; before != "" && before != rec.Outcome.Endpoint {
+				t.Errorf("%s moved from %s to %s without need", model, before, rec.Outcome.Endpoint)
+			}
+			where[model] = rec.Outcome.Endpoint
+		}
+	}
+	var s fleet.Snapshot
+	a.fleet.pools()[0].pool.View(&s)
+	for _, e := range s.Endpoints {
+		if e.Health != "healthy" {
+			t.Errorf("endpoint %d is %s: refusing to load is no sickness", e.ID, e.Health)
+		}
+	}
 }

@@ -155,6 +155,9 @@ func (a *App) openPools() error {
 // modelsOf returns the models that a pool of the file answers to.
 func (a *App) modelsOf(c config.Pool) []gateway.Model {
 	models := []gateway.Model{{ID: c.Model, Created: a.started}}
+	for _, name := range slices.Sorted(maps.Keys(c.Adapters)) {
+		models = append(models, gateway.Model{ID: name, Created: a.started, Parent: c.Model})
+	}
 	for _, alias := range slices.Sorted(maps.Keys(c.Aliases)) {
 		models = append(models, gateway.Model{ID: alias, Created: a.started, Root: c.Aliases[alias]})
 	}

@@ -20,6 +20,7 @@ func (t *table) Find(model string) (gateway.Service, bool) {
 			found := gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen}
 			if m.Parent != "" {
 				found.Adapter = fleet.AdapterOf(found.Model)
+				found.Load = s.loader(found.Model)
 			}
 			return found, true
 		}

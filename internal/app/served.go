@@ -33,6 +33,7 @@ type served struct {
 	mu          sync.Mutex
 	config      config.Pool
 	models      []gateway.Model            // of the file, or told when the pool was made
+	loading     sync.Map                   // endpoint -> chan struct{}, held while an adapter is loaded there
 	adapters    map[string][]gateway.Model // by endpoint, as each lists them
 	answers     []gateway.Model            // all of these
 	registry    *discovery.Registry        // nil unless the API may add endpoints

@@ -79,6 +79,9 @@ type Pool struct {
 	Name string `json:"name"`
 	// Model is what clients ask for. Required.
 	Model string `json:"model"`
+	// Adapters are LoRA adapters that may be loaded on demand: by name, the path
+	// under which every engine of the pool finds it.
+	Adapters map[string]string `json:"adapters"`
 	// Aliases are further names that clients may use, each with the model it stands
 	// for: that of the pool, or an adapter of it.
 	Aliases map[string]string `json:"aliases"`

@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"penstock.dev/penstock/internal/engine"
@@ -110,6 +112,11 @@ func (p *Pool) validate(path string, errs *problems) {
 		}
 	}
 	p.Engine.validate(path+".engine", errs)
+	for _, name := range slices.Sorted(maps.Keys(p.Adapters)) {
+		if name == "" || p.Adapters[name] == "" || name == p.Model {
+			errs.add(path+".adapters", "%q: %q: must be a name that is not the model's, and a path", name, p.Adapters[name])
+		}
+	}
 	for _, err := range p.Credentials.Validate() {
 		*errs = append(*errs, fmt.Errorf("%s.credentials.%w", path, err))
 	}

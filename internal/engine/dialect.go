@@ -9,10 +9,11 @@ import (
 
 // Dialect is how a kind of engine is spoken to.
 type Dialect struct {
-	Name    string
-	Metrics string // path of the metrics page; "" for none: load is known from the ledger alone
-	Health  string // path that answers 2xx while the engine is fit
-	Speaks  API    // what it can be asked
+	Name     string
+	Metrics  string // path of the metrics page; "" for none: load is known from the ledger alone
+	Health   string // path that answers 2xx while the engine is fit
+	Speaks   API    // what it can be asked
+	LoadLoRA string // path that loads an adapter; "" where adapters are those of the start
 
 	page *page // what its metrics page says; nil for none
 	// metricsOptional says that the page is there only when the engine was started
@@ -28,11 +29,11 @@ const Auto = "auto"
 // releases do; an older one answers 404, which the client gets to see.
 var dialects = []Dialect{
 	{
-		Name: "vllm", Metrics: "/metrics", Health: "/health", page: &vllmPage, owner: "vllm",
+		Name: "vllm", Metrics: "/metrics", Health: "/health", LoadLoRA: "/v1/load_lora_adapter", page: &vllmPage, owner: "vllm",
 		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APITokenizeChat | APIRerank | APIScore | APIAudio,
 	},
 	{
-		Name: "sglang", Metrics: "/metrics", Health: "/health", page: &sglangPage, metricsOptional: true, owner: "sglang",
+		Name: "sglang", Metrics: "/metrics", Health: "/health", LoadLoRA: "/load_lora_adapter", page: &sglangPage, metricsOptional: true, owner: "sglang",
 		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APITokenize | APIRerank | APIScore,
 	},
 	{

@@ -171,6 +171,7 @@ func (x *exchange) open() {
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
+		Loadable: x.service.Load != nil,
 	})
 	*room = chain[:0]
 	chains.Put(room)
@@ -185,6 +186,13 @@ func (x *exchange) attempt() bool {
 	x.ticket.Sent(func() { cancel(errStopped) })
 	first := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
 	defer first.Stop()
+	if load := x.service.Load; load != nil {
+		if err := load(ctx, x.at); err != nil {
+			// No slot or no such file there: not a sick endpoint, but not the one for
+			// this request.
+			return x.failed(ctx, fleet.FailOverload, err)
+		}
+	}
 	header := x.engineHeader()
 	x.trace.Attempt(&x.access, header)
 	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Post(ctx, x.at.URL, x.toward.path, header, x.payload)

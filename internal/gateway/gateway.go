@@ -5,6 +5,7 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -33,6 +34,10 @@ type Service struct {
 	Model       string        // its name at the engines; another than that asked for under an alias
 	MaxModelLen fleet.Tokens  // 0 when unknown
 	Adapter     fleet.Adapter // NoAdapter unless it is one
+	// Load has the model, an adapter, loaded at an endpoint that lacks it; nil when
+	// nobody may. It is called before each attempt and is cheap where the adapter
+	// is there.
+	Load func(ctx context.Context, e live.Endpoint) error
 }
 
 // Limits bound what a client or an engine may take. Zero fields take the

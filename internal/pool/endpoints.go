@@ -183,7 +183,7 @@ func (b *Brain) anyHas(a fleet.Adapter) bool {
 // lacks reports whether r's adapter is not to be looked for at e: it has told
 // so, or it has not told yet while another has.
 func (b *Brain) lacks(e *endpoint, r *request) bool {
-	return r.Adapter != fleet.NoAdapter && !e.has(r.Adapter) && (e.serves != nil || b.adapterKnown)
+	return r.Adapter != fleet.NoAdapter && !r.Loadable && !e.has(r.Adapter) && (e.serves != nil || b.adapterKnown)
 }
 
 func (b *Brain) onProbed(ev *Probed, out []Action) []Action {

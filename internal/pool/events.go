@@ -74,6 +74,9 @@ type Arrive struct {
 	// the request continues; NoEndpoint when any can.
 	Owner   fleet.EndpointID
 	Adapter fleet.Adapter // the LoRA adapter it names; NoAdapter for the base model
+	// Loadable says that whoever sends the request can have its adapter loaded, so
+	// that an endpoint without it will do.
+	Loadable bool
 }
 
 // Leg reports progress of one attempt of a request.
