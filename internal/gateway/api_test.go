@@ -62,6 +62,7 @@ func TestEveryRoutePassesBytes(t *testing.T) {
 		{"/v1/images/generations", `{"model":"m","prompt":"a cat"}`, anyJSON, `{"data":[{"b64_json":"AAAA"}]}`, fleet.Usage{Cached: -1}},
 		{"/v1/audio/speech", `{"model":"m","input":"hello"}`, "audio/mpeg", "ID3\x00\xff{not JSON", fleet.Usage{Cached: -1}},
 		{"/api/chat", `{"model":"m","messages":[]}`, "application/x-ndjson", "{\"done\":false}\n{\"done\":true}\n", fleet.Usage{Cached: -1}},
+		{"/v1/responses/input_tokens", `{"model":"m","input":"x"}`, anyJSON, `{"object":"response.input_tokens","input_tokens":1}`, fleet.Usage{Cached: -1}},
 		{"/inference/v1/generate?x=1", `{"model":"m","token_ids":[1]}`, anyJSON, `{"choices":[]}`, fleet.Usage{Cached: -1}},
 		{"/openai/deployments/a%2Fb/completions", `{"model":"m"}`, anyJSON, `{}`, fleet.Usage{Cached: -1}},
 	} {
@@ -298,6 +299,9 @@ func TestErrorsAreInTheCallersDialect(t *testing.T) {
 	wantAnthropic(t, r.do("POST", "/v1/messages", `{"model":"x","messages":[]}`), 404, "not_found_error")
 	wantAnthropic(t, r.do("POST", "/v1/messages", messagesBody), 503, "overloaded_error")
 	wantAnthropicMethod(t, r.do("GET", "/v1/messages", ""))
+	if a := r.do("POST", "/v1/messages/batches", `{"model":"m"}`); a.status != 404 || !strings.HasPrefix(a.body, `{"type":"error"`) {
+		t.Errorf("%+v", a)
+	}
 }
 
 func wantAnthropicMethod(t testing.TB, a answer) {

@@ -133,11 +133,11 @@ func (x *exchange) findOwner() bool {
 	if x.req.Previous == "" {
 		return true
 	}
-	o, e, ok := x.g.owners.find(x.req.Previous, time.Now())
-	if !ok {
+	o, e, ok := x.g.owners.find(x.req.Previous, x.access.Tenant, time.Now())
+	if !ok && !x.g.owners.others(x.req.Previous, x.access.Tenant) {
 		return true
 	}
-	if o.pool != x.service.Pool {
+	if !ok || o.pool != x.service.Pool {
 		x.refuse(api.UnknownResponse(x.req.Previous, "previous_response_id"))
 		return false
 	}

@@ -23,6 +23,7 @@ type owner struct {
 	pool     *live.Pool
 	endpoint fleet.EndpointID
 	gen      fleet.Gen
+	tenant   string // whose it is
 	asked    string // the model as the client named it
 	model    string // its name at the engine
 	until    time.Time
@@ -57,16 +58,24 @@ func (o *owners) learn(id string, w owner) {
 	o.byID[id] = w
 }
 
-// find returns who holds the response of an id, if it is still there.
-func (o *owners) find(id string, now time.Time) (owner, live.Endpoint, bool) {
+// find returns who holds a tenant's response of an id, if it is still there.
+func (o *owners) find(id, tenant string, now time.Time) (owner, live.Endpoint, bool) {
 	o.mu.Lock()
 	w, ok := o.byID[id]
 	o.mu.Unlock()
-	if !ok || now.After(w.until) {
+	if !ok || w.tenant != tenant || now.After(w.until) {
 		return owner{}, live.Endpoint{}, false
 	}
 	e, ok := w.pool.Endpoint(w.endpoint)
 	return w, e, ok && e.Gen == w.gen
+}
+
+// others reports whether the response of an id is another tenant's.
+func (o *owners) others(id, tenant string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w, ok := o.byID[id]
+	return ok && w.tenant != tenant
 }
 
 // owned notes that the answer under way is a stored response.
@@ -76,6 +85,6 @@ func (x *exchange) owned(id string) {
 	}
 	x.ownedID = id
 	x.g.owners.learn(id, owner{
-		pool: x.service.Pool, endpoint: x.at.ID, gen: x.at.Gen, asked: x.access.Model, model: x.service.Model, until: time.Now().Add(ownerLife),
+		pool: x.service.Pool, endpoint: x.at.ID, gen: x.at.Gen, tenant: x.access.Tenant, asked: x.access.Model, model: x.service.Model, until: time.Now().Add(ownerLife),
 	})
 }

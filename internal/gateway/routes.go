@@ -54,11 +54,13 @@ func (g *Gateway) register() {
 		rt := &routes[i]
 		g.handle(http.MethodPost, rt.path, rt.style, func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, rt) })
 	}
-	for _, stored := range [...]struct{ path, method string }{
-		{"/v1/responses/{id}", ""}, {"/v1/responses/{id}/cancel", http.MethodPost}, {"/v1/responses/{id}/input_items", http.MethodGet},
-	} {
-		g.handle(stored.method, stored.path, api.OpenAIResponses, g.serveStored)
-	}
+	g.handle(http.MethodGet, "/v1/responses/{id}", api.OpenAIResponses, g.serveStored, http.MethodDelete)
+	g.mux.HandleFunc("POST /v1/responses/{id}", g.serveOther) // not an id but a question, such as input_tokens
+	g.handle(http.MethodPost, "/v1/responses/{id}/cancel", api.OpenAIResponses, g.serveStored)
+	g.handle(http.MethodGet, "/v1/responses/{id}/input_items", api.OpenAIResponses, g.serveStored)
+	g.mux.HandleFunc("/v1/messages/", func(w http.ResponseWriter, r *http.Request) {
+		writeProblem(w, api.NotFound(r.Method, r.URL.Path), api.Anthropic, requestID(r))
+	})
 	g.mux.HandleFunc("/v1/realtime", func(w http.ResponseWriter, _ *http.Request) { writeProblem(w, api.NoRealtime(), api.OpenAI, "") })
 	g.handle(http.MethodGet, "/v1/models", api.OpenAI, g.listModels)
 	g.handle(http.MethodGet, "/v1/models/{id...}", api.OpenAI, g.oneModel)
@@ -67,13 +69,9 @@ func (g *Gateway) register() {
 	g.mux.HandleFunc("/", g.serveOther)
 }
 
-// handle serves a path for one method (and HEAD with GET); "" stands for GET and
-// DELETE.
-func (g *Gateway) handle(method, path string, style api.Style, h http.HandlerFunc) {
-	allowed := []string{method}
-	if method == "" {
-		allowed = []string{http.MethodGet, http.MethodDelete}
-	}
+// handle serves a path for a method (and HEAD with GET), and further ones.
+func (g *Gateway) handle(method, path string, style api.Style, h http.HandlerFunc, further ...string) {
+	allowed := append([]string{method}, further...)
 	g.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		for _, m := range allowed {
 			if r.Method == m || m == http.MethodGet && r.Method == http.MethodHead {

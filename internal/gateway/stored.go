@@ -20,8 +20,11 @@ var storedRoute = route{kind: api.Responses, style: api.OpenAIResponses}
 func (g *Gateway) serveStored(w http.ResponseWriter, r *http.Request) {
 	x := g.begin(w, r, &storedRoute)
 	defer x.finish()
+	if !x.readTerms() {
+		return
+	}
 	id := r.PathValue("id")
-	o, e, ok := g.owners.find(id, time.Now())
+	o, e, ok := g.owners.find(id, x.access.Tenant, time.Now())
 	if !ok {
 		x.refuse(api.UnknownResponse(id, "response_id"))
 		return

@@ -71,6 +71,7 @@ func TestResponsesByIDGoToTheirOwner(t *testing.T) {
 	}
 	wantProblem(t, r.do("GET", "/v1/responses/resp_none", ""), 404, "response_not_found")
 	wantProblem(t, r.do("PUT", "/v1/responses/resp_none", ""), 405, "method_not_allowed")
+	wantProblem(t, r.do("POST", "/v1/responses/resp_none", "{}"), 404, "unknown_url")
 	wantProblem(t, r.do("GET", "/v1/responses/resp_none/cancel", ""), 405, "method_not_allowed")
 	if a := r.do("POST", "/v1/responses", `{"model":"m","previous_response_id":"resp_none","input":"y"}`); a.status != 200 {
 		t.Errorf("what only the engines may know is not asked of them: %+v", a)
@@ -123,6 +124,24 @@ func lastAccess(r *rig) Access {
 	return a
 }
 
+// TestStoredResponsesAreTheirTenants: an id is no secret.
+func TestStoredResponsesAreTheirTenants(t *testing.T) {
+	r := newRig(t, setup{policy: Policy{Trusted: loopback}}, storing(t, "a"))
+	mine, theirs := map[string]string{"x-llm-d-inference-fairness-id": "me"}, map[string]string{"x-llm-d-inference-fairness-id": "them"}
+	if a := r.send("POST", "/v1/responses", `{"model":"m","input":"x"}`, mine); a.status != 200 {
+		t.Fatalf("%+v", a)
+	}
+	if a := r.send("GET", "/v1/responses/resp_a0", "", mine); a.status != 200 {
+		t.Errorf("%+v", a)
+	}
+	for _, header := range []map[string]string{theirs, nil} {
+		for _, method := range []string{"GET", "DELETE"} {
+			wantProblem(t, r.send(method, "/v1/responses/resp_a0", "", header), 404, "response_not_found")
+		}
+		wantProblem(t, r.send("POST", "/v1/responses", `{"model":"m","previous_response_id":"resp_a0","input":"x"}`, header), 404, "response_not_found")
+	}
+}
+
 func TestOwnersAreBounded(t *testing.T) {
 	p, err := live.NewPool(live.Options{Name: "p", Config: pool.Default()})
 	if err != nil {
@@ -141,11 +160,11 @@ func TestOwnersAreBounded(t *testing.T) {
 		t.Errorf("%d owners", len(o.byID))
 	}
 	for id, want := range map[string]bool{"9": false, "10": true, fmt.Sprint(maxOwners + 9): true} {
-		if _, _, ok := o.find(id, now); ok != want {
+		if _, _, ok := o.find(id, "", now); ok != want {
 			t.Errorf("%s is known: %v", id, ok)
 		}
 	}
-	if _, _, ok := o.find("10", now.Add(2*time.Hour)); ok {
+	if _, _, ok := o.find("10", "", now.Add(2*time.Hour)); ok {
 		t.Error("nothing is forgotten")
 	}
 	o.learn(strings.Repeat("x", maxOwnedID+1), w)
