@@ -80,7 +80,7 @@ func (o *owners) others(id, tenant string) bool {
 
 // owned notes that the answer under way is a stored response.
 func (x *exchange) owned(id string) {
-	if id == "" || x.route.kind != api.Responses || id == x.ownedID {
+	if id == "" || id == x.ownedID || x.route.kind != api.Responses {
 		return
 	}
 	x.ownedID = id

@@ -219,7 +219,9 @@ func faultOf(c api.Chunk) verdict {
 func (s *stream) note(c api.Chunk, now time.Time) {
 	x := s.x
 	s.count(c.Usage)
-	x.owned(c.ID)
+	if c.ID != "" {
+		x.owned(c.ID)
+	}
 	s.finished = s.finished || c.Done || c.Finish
 	if !c.Text {
 		return
