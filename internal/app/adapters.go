@@ -19,16 +19,19 @@ import (
 func (s *served) listed(e live.Endpoint, models []engine.Model) {
 	var here []gateway.Model
 	var set []fleet.Adapter
+	longest := fleet.Tokens(0)
 	for _, m := range models {
 		if m.Parent != "" {
 			here = append(here, gateway.Model{ID: m.ID, Created: s.app.started, MaxModelLen: m.MaxModelLen, Parent: m.Parent})
 			set = append(set, fleet.AdapterOf(m.ID))
+		} else {
+			longest = max(longest, m.MaxModelLen)
 		}
 	}
 	if models != nil {
 		s.pool.Serves(e, set)
 	}
-	if s.setAdapters(e.Name, here) {
+	if s.setListed(e.Name, here, longest) {
 		t := s.app.fleet
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -36,14 +39,18 @@ func (s *served) listed(e live.Endpoint, models []engine.Model) {
 	}
 }
 
-// setAdapters notes the adapters of one endpoint and reports whether that
-// changed any.
-func (s *served) setAdapters(endpoint string, models []gateway.Model) bool {
+// setListed notes the adapters and the context length of one endpoint and reports
+// whether that changed any.
+func (s *served) setListed(endpoint string, models []gateway.Model, maxLen fleet.Tokens) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.Equal(s.adapters[endpoint], models) {
+	if slices.Equal(s.adapters[endpoint], models) && s.lengths[endpoint] == maxLen {
 		return false
 	}
+	if s.lengths == nil {
+		s.lengths = map[string]fleet.Tokens{}
+	}
+	s.lengths[endpoint] = maxLen
 	if s.adapters == nil {
 		s.adapters = map[string][]gateway.Model{}
 	}
@@ -58,6 +65,16 @@ func (s *served) setAdapters(endpoint string, models []gateway.Model) bool {
 // the adapters of its endpoints.
 func (s *served) joinLocked() {
 	s.answers = slices.Clone(s.models)
+	// What one endpoint can hold is not refused for the sake of another.
+	longest := fleet.Tokens(0)
+	for _, n := range s.lengths {
+		longest = max(longest, n)
+	}
+	for i := range s.answers {
+		if s.answers[i].MaxModelLen == 0 {
+			s.answers[i].MaxModelLen = longest
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.adapters)) {
 		for _, m := range s.adapters[name] {
 			if !slices.ContainsFunc(s.answers, func(k gateway.Model) bool { return k.ID == m.ID }) {

@@ -33,6 +33,7 @@ type served struct {
 	mu          sync.Mutex
 	config      config.Pool
 	models      []gateway.Model            // of the file, or told when the pool was made
+	lengths     map[string]fleet.Tokens    // longest context by endpoint, as each lists it
 	loading     sync.Map                   // endpoint -> chan struct{}, held while an adapter is loaded there
 	adapters    map[string][]gateway.Model // by endpoint, as each lists them
 	answers     []gateway.Model            // all of these
