@@ -15,10 +15,10 @@ import (
 
 // plan is how long things are measured.
 type plan struct {
-	rounds     int // that count; one more comes first as warm-up
-	requests   int // 2 KB, per slice
-	large      int // 100 KB, per slice
-	longGap    time.Duration
+	rounds     int           // that count; one more comes first as warm-up
+	requests   int           // 2 KB, per slice
+	large      int           // 100 KB, per slice
+	longGap    time.Duration // between events of long requests; half of it where few are under way
 	longEvents int
 	window     time.Duration // of 200 streams
 	delays     int           // events per stream when delays are measured
@@ -176,10 +176,10 @@ func (b *bench) whole(template body, rate float64, n int) slice {
 
 // long measures requests of 100k tokens that stream their answers, from the
 // first byte to the last.
-func (b *bench) long(template body, at int) slice {
+func (b *bench) long(template body, at int, gap time.Duration) slice {
 	return func(p *process) (map[string]float64, usage, error) {
 		w := openWindow(p)
-		_, err := streaming(b.fleet, p.addr, template, at, order{events: b.plan.longEvents, gap: b.plan.longGap, phase: together}, &b.number, nil)
+		_, err := streaming(b.fleet, p.addr, template, at, order{events: b.plan.longEvents, gap: gap, phase: together}, &b.number, nil)
 		u := w.close()
 		return map[string]float64{"cpu": u.cpu / float64(at)}, u, err
 	}
