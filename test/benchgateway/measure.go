@@ -29,7 +29,7 @@ type plan struct {
 func fullPlan() plan {
 	return plan{
 		rounds: 10, requests: 1000, large: 200, longGap: 4 * time.Millisecond, longEvents: 1000, window: 1500 * time.Millisecond,
-		delays: 100, idle: 20 * time.Second, benchTime: "0.5s",
+		delays: 100, idle: 15 * time.Second, benchTime: "0.4s",
 	}
 }
 
