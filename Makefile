@@ -31,7 +31,7 @@ fuzz: ## Fuzz every target in turn, FUZZTIME=10s each
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
-bench-gateway: build ## Measure what the gateway costs beside HAProxy, 8 minutes; FLAGS=--quick for one
+bench-gateway: build ## Measure what the gateway costs beside HAProxy, 8 minutes; FLAGS=--quick for two
 	@command -v haproxy >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq haproxy >/dev/null; }
 	@go build -o dist/benchgateway ./test/benchgateway
 	@./dist/benchgateway $(FLAGS)

@@ -41,7 +41,7 @@ func main() {
 	flag.StringVar(&o.penstock, "penstock", "dist/penstock", "the gateway's binary")
 	flag.StringVar(&o.haproxy, "haproxy", "haproxy", "HAProxy's binary")
 	flag.StringVar(&o.versus, "versus", "", "another build of the gateway to measure beside it, for before and after")
-	flag.BoolVar(&o.quick, "quick", false, "three short rounds, about a minute: to see that it works, not for figures")
+	flag.BoolVar(&o.quick, "quick", false, "three short rounds, two minutes: to see that it works, not for figures")
 	flag.BoolVar(&o.busy, "busy", false, "count slices that are void because the machine is busy: to compare builds, not for figures")
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds, instead of 10 (3 with --quick)")
 	flag.BoolVar(&o.json, "json", false, "print the report as JSON")
