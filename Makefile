@@ -3,9 +3,10 @@
 FUZZTIME ?= 10s
 BENCH    ?= .
 FLAGS    ?=
+SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz bench bench-gateway
+.PHONY: help build check check-engine test race fuzz soak bench bench-gateway
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ race: ## Run the tests of the concurrent packages under the race detector
 
 fuzz: ## Fuzz every target in turn, FUZZTIME=10s each
 	@FUZZTIME=$(FUZZTIME) bash .ci/run fuzz
+
+soak: ## Mixed traffic for SOAK=20m, after which nothing may be left behind
+	go test ./test/soak -run Soak -soak $(SOAK) -timeout 2h -v
 
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...

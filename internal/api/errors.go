@@ -143,6 +143,9 @@ func Refused(r fleet.Refusal, retryAfter time.Duration) Problem {
 	case fleet.RefuseDraining:
 		p.Status, p.Message = 503, "This gateway is shutting down."
 		p.RetryAfter = max(p.RetryAfter, time.Second)
+	case fleet.RefuseCrowded:
+		p.Status, p.Message = 503, "This gateway serves as many requests at once as it may (limits.maxRequests)."
+		p.RetryAfter = max(p.RetryAfter, time.Second)
 	case fleet.RefuseTimeout:
 		p.Status, p.Type, p.Message = 504, typeServer, "The engine did not answer in time."
 	default:

@@ -124,7 +124,7 @@ func TestReadChunk(t *testing.T) {
 func TestRefusalsHaveTheRightStatus(t *testing.T) {
 	for r, status := range map[fleet.Refusal]int{
 		fleet.RefuseQueueFull: 429, fleet.RefuseExpired: 503, fleet.RefuseNoEndpoint: 503, fleet.RefuseOverload: 503,
-		fleet.RefuseDraining: 503, fleet.RefuseEngine: 502, fleet.RefuseTimeout: 504,
+		fleet.RefuseDraining: 503, fleet.RefuseCrowded: 503, fleet.RefuseEngine: 502, fleet.RefuseTimeout: 504,
 	} {
 		p := Refused(r, 1500e6)
 		if p.Status != status || p.Message == "" {

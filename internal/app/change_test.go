@@ -422,6 +422,18 @@ func TestConnectionsAreBounded(t *testing.T) {
 	open[1].Close()
 }
 
+func TestRequestsAtOnceAreBounded(t *testing.T) {
+	urls := engines(t, 1)
+	c := follow(t, strings.Replace(head, "reload:", "limits: {maxRequests: 1}\nreload:", 1)+poolYAML("a", qwen, "", urls[0]), Options{})
+	r, body := stream(t, c.App, 5000)
+	if code, text := c.request(qwen); code != http.StatusServiceUnavailable || !strings.Contains(text, "crowded") {
+		t.Errorf("a second request of one: %d %s", code, text)
+	}
+	body.Close()
+	_, _ = io.Copy(io.Discard, r) // closed: nothing comes
+	until(t, "the place to be given back", func() bool { code, _ := c.request(qwen); return code == http.StatusOK })
+}
+
 type closer func()
 
 func (c closer) Close() error { c(); return nil }

@@ -48,6 +48,9 @@ type Limits struct {
 	// MaxConnections is how many client connections may be open at once; 0 does
 	// not bound them.
 	MaxConnections int `json:"maxConnections"`
+	// MaxRequests is how many requests may be served at once, streams included; 0
+	// does not bound them.
+	MaxRequests int `json:"maxRequests"`
 	// BodyTimeout is the time a request body may take to arrive.
 	BodyTimeout time.Duration `json:"bodyTimeout"`
 	// ConnectTimeout is the time to connect to an engine.
@@ -156,7 +159,7 @@ func Default() Fleet {
 	return Fleet{
 		APIVersion: APIVersion, Kind: Kind, Front: defaultFront(),
 		Limits: Limits{
-			MaxBodyBytes: l.MaxBody, MaxHeaderBytes: 64 << 10, MaxConnections: 20_000, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
+			MaxBodyBytes: l.MaxBody, MaxHeaderBytes: 64 << 10, MaxConnections: 20_000, MaxRequests: 10_000, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
 			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,
 		},
 		Reload: defaultReload(),
@@ -224,6 +227,6 @@ func (f *Fleet) complete() {
 // GatewayLimits returns the limits in the gateway's terms.
 func (l Limits) GatewayLimits() gateway.Limits {
 	return gateway.Limits{
-		MaxBody: l.MaxBodyBytes, BodyTimeout: l.BodyTimeout, FirstByte: l.FirstByteTimeout, Idle: l.IdleTimeout, Write: l.WriteTimeout,
+		MaxBody: l.MaxBodyBytes, MaxRequests: l.MaxRequests, BodyTimeout: l.BodyTimeout, FirstByte: l.FirstByteTimeout, Idle: l.IdleTimeout, Write: l.WriteTimeout,
 	}
 }

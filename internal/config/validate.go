@@ -79,6 +79,9 @@ func (l Limits) validate(errs *problems) {
 	if l.MaxHeaderBytes < 1024 {
 		errs.add("limits.maxHeaderBytes", "must be at least 1024, is %d", l.MaxHeaderBytes)
 	}
+	if l.MaxRequests < 0 {
+		errs.add("limits.maxRequests", "must not be negative, is %d", l.MaxRequests)
+	}
 	if l.MaxConnections < 0 {
 		errs.add("limits.maxConnections", "must not be negative, is %d", l.MaxConnections)
 	}

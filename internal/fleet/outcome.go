@@ -73,9 +73,10 @@ const (
 	RefuseTimeout            // the last attempt timed out: 504
 	RefuseOverload           // every attempt was refused as overload: 503
 	RefuseDraining           // the gateway is shutting down: 503
+	RefuseCrowded            // the gateway serves as many requests as it may: 503
 )
 
-var refusalNames = [...]string{"none", "queue-full", "expired", "no-endpoint", "engine", "timeout", "overload", "draining"}
+var refusalNames = [...]string{"none", "queue-full", "expired", "no-endpoint", "engine", "timeout", "overload", "draining", "crowded"}
 
 // String returns the refusal's name.
 func (r Refusal) String() string { return nameOf(refusalNames[:], int(r)) }

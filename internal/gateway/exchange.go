@@ -77,6 +77,14 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, rt *route) *exch
 func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	x := g.begin(w, r, rt)
 	defer x.finish()
+	defer g.open.Add(-1)
+	if n := g.open.Add(1); g.o.Limits.MaxRequests > 0 && n > int64(g.o.Limits.MaxRequests) {
+		// Before the body is read: a crowd is turned away cheaply.
+		x.access.Refusal = fleet.RefuseCrowded
+		w.Header().Set("Connection", "close")
+		x.refuse(api.Refused(fleet.RefuseCrowded, 0))
+		return
+	}
 	x.run()
 }
 

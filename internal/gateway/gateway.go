@@ -44,6 +44,7 @@ type Service struct {
 // defaults.
 type Limits struct {
 	MaxBody     int64         // bytes of a request body
+	MaxRequests int           // served at once, streams included; 0 does not bound them
 	BodyTimeout time.Duration // for a request body to arrive
 	FirstByte   time.Duration // from sending to an engine to the first event or whole answer
 	Idle        time.Duration // between two events of an engine
@@ -120,6 +121,7 @@ type Gateway struct {
 	policy   atomic.Pointer[Policy]
 	ratios   ratios
 	owners   owners
+	open     atomic.Int64 // requests being served
 }
 
 // New returns a gateway that is not ready until SetReady.
