@@ -25,18 +25,10 @@ func (c *Client) LoadAdapter(ctx context.Context, d Dialect, base, name, path st
 	}
 	// Strings always marshal.
 	body, _ := json.Marshal(map[string]string{"lora_name": name, "lora_path": path})
-	header := http.Header{"Content-Type": {"application/json"}}
-	if err := c.access.apply(header); err != nil {
-		return fmt.Errorf("load adapter %s at %s: %w", name, base, err)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+d.LoadLoRA, bytes.NewReader(body))
+	// As a request of a client, since loading may take longer than a question may.
+	resp, _, err := c.Send(ctx, base, d.LoadLoRA, http.Header{"Content-Type": {"application/json"}}, body)
 	if err != nil {
-		return fmt.Errorf("load adapter %s at %s: %w", name, base, err)
-	}
-	req.Header = header
-	resp, err := c.data.RoundTrip(req) // loading may take longer than a question may
-	if err != nil {
-		return fmt.Errorf("load adapter %s at %s: %w", name, base, err)
+		return fmt.Errorf("load adapter %s: %w", name, err)
 	}
 	defer resp.Body.Close()
 	why, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // the status says enough without

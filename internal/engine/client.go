@@ -101,7 +101,12 @@ func (c *Client) Send(ctx context.Context, base, path string, header http.Header
 // tells the engine to stop. The header is the client's to keep: credentials are
 // added to it. On failure it says what kind.
 func (c *Client) Post(ctx context.Context, base, path string, header http.Header, body *Payload) (*http.Response, fleet.Failure, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, nil)
+	return c.do(ctx, http.MethodPost, base, path, header, body)
+}
+
+// do is Post and Ask: body is nil for a request without one.
+func (c *Client) do(ctx context.Context, method, base, path string, header http.Header, body *Payload) (*http.Response, fleet.Failure, error) {
+	req, err := http.NewRequestWithContext(ctx, method, base+path, nil)
 	if err != nil {
 		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
 	}
@@ -109,7 +114,9 @@ func (c *Client) Post(ctx context.Context, base, path string, header http.Header
 		return nil, fleet.FailConnect, fmt.Errorf("request to %s: %w", base, err)
 	}
 	req.Header = header
-	body.putInto(req)
+	if body != nil {
+		body.putInto(req)
+	}
 	resp, err := c.data.RoundTrip(req)
 	if err != nil {
 		return nil, Classify(err), fmt.Errorf("request to %s: %w", base, err)
