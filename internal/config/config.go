@@ -140,12 +140,18 @@ type StepMs struct {
 	PerKV float64 `json:"perKV"`
 	// PerPrompt is the time per prompt token.
 	PerPrompt float64 `json:"perPrompt"`
+	// PerPair is the time per pair of prompt token and token before it.
+	PerPair float64 `json:"perPair"`
+	// Experts is the time to read the weights of all experts; 0 for dense models.
+	Experts float64 `json:"experts"`
+	// Touch is the share of the experts that one token touches, 0 to 1; not a time.
+	Touch float64 `json:"touch"`
 }
 
 // Step returns the parameters in seconds.
 func (s StepMs) Step() perf.Step {
 	const ms = 1e-3
-	return perf.Step{Base: s.Base, PerSeq: s.PerSeq, PerKV: s.PerKV, PerPrompt: s.PerPrompt}.Scale(ms)
+	return perf.Step(s).Scale(ms)
 }
 
 // Limits returns the engine's limits.

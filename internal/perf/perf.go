@@ -13,17 +13,22 @@ import (
 
 // Step is the linear form of an engine step's duration in seconds:
 //
-//	T = Base + PerSeq·n + PerKV·K + PerPrompt·p
+//	T = Base + PerSeq·n + PerKV·K + PerPrompt·p + PerPair·A + Experts·(1 − (1 − Touch)^(n+p))
 //
-// for n decoding sequences with K tokens of context in all and p prompt tokens
-// computed in the step. On measured vLLM and SGLang points of dense models the
-// form fits TPOT to about 3 % (see docs/decisions/0004-step-form.md). The zero
+// for n decoding sequences with K tokens of context in all, and p prompt tokens
+// whose attention work is A pairs (the sum over prompt tokens of the tokens
+// before each). The last term is a mixture of experts' weights: each token
+// touches the share Touch of the experts, and those touched are read once. The
+// form is chosen by its error on measured points (docs/decisions/0004). The zero
 // Step is "unknown": it predicts nothing.
 type Step struct {
-	Base      float64 // s per step: weights read once, launch overhead
+	Base      float64 // s per step: weights that every step reads, launch overhead
 	PerSeq    float64 // s per decoding sequence
 	PerKV     float64 // s per token of context read
 	PerPrompt float64 // s per prompt token computed
+	PerPair   float64 // s per pair of prompt token and token before it
+	Experts   float64 // s to read the weights of all experts; 0 for dense models
+	Touch     float64 // share of the experts that one token touches, 0 to 1
 }
 
 // Known reports whether the step has parameters at all.
@@ -31,13 +36,32 @@ func (s Step) Known() bool { return s != Step{} }
 
 // Scale returns the step of hardware that is factor times as slow.
 func (s Step) Scale(factor float64) Step {
-	return Step{s.Base * factor, s.PerSeq * factor, s.PerKV * factor, s.PerPrompt * factor}
+	return Step{
+		Base: s.Base * factor, PerSeq: s.PerSeq * factor, PerKV: s.PerKV * factor, PerPrompt: s.PerPrompt * factor,
+		PerPair: s.PerPair * factor, Experts: s.Experts * factor, Touch: s.Touch,
+	}
 }
 
-// Time returns the duration in seconds of a step with n decoding sequences, kv
-// tokens of context and prompt tokens to compute.
-func (s Step) Time(n, kv, prompt float64) float64 {
-	return s.Base + s.PerSeq*n + s.PerKV*kv + s.PerPrompt*prompt
+// Work is what one step computes.
+type Work struct {
+	Seqs   float64 // sequences that decode a token each (n)
+	KV     float64 // tokens of context they read (K)
+	Prompt float64 // prompt tokens (p)
+	Pairs  float64 // attention pairs of the prompt tokens (A)
+}
+
+// Time returns the duration of a step in seconds.
+func (s Step) Time(w Work) float64 {
+	t := s.Base + s.PerSeq*w.Seqs + s.PerKV*w.KV + s.PerPrompt*w.Prompt + s.PerPair*w.Pairs
+	if s.Experts > 0 {
+		t += s.Experts * s.touched(w.Seqs+w.Prompt)
+	}
+	return t
+}
+
+// touched returns the share of the experts that a step of so many tokens reads.
+func (s Step) touched(tokens float64) float64 {
+	return -math.Expm1(tokens * math.Log1p(-s.Touch))
 }
 
 // Load is what a request would meet at an endpoint.
@@ -67,10 +91,10 @@ func (s Step) TTFT(l Load, uncached fleet.Tokens) time.Duration {
 	room := max(float64(budget)-float64(l.Decoding), 1)
 	prompt := float64(max(l.Backlog, 0) + max(uncached, 1))
 	steps := math.Ceil(prompt / room)
-	sec := steps*s.Time(float64(l.Decoding), float64(l.Active), 0) + s.PerPrompt*prompt
+	sec := steps*s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) + s.PerPrompt*prompt
 	// On average half a step is under way when the request arrives.
 	if l.Decoding > 0 {
-		sec += s.Time(float64(l.Decoding), float64(l.Active), 0) / 2
+		sec += s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) / 2
 	}
 	return seconds(sec)
 }
@@ -81,7 +105,7 @@ func (s Step) TPOT(l Load, context fleet.Tokens) time.Duration {
 	if !s.Known() {
 		return 0
 	}
-	return seconds(s.Time(float64(l.Decoding+1), float64(l.Active+context), 0))
+	return seconds(s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active + context)}))
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -111,6 +111,9 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.PerSeq)
 	e.Float(ev.Step.PerKV)
 	e.Float(ev.Step.PerPrompt)
+	e.Float(ev.Step.PerPair)
+	e.Float(ev.Step.Experts)
+	e.Float(ev.Step.Touch)
 }
 
 func decodeEndpoint(d *journal.Decoder) *Endpoint {
@@ -119,7 +122,7 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 		Limits: fleet.Limits{
 			MaxModelLen: d.Tokens(), KVTokens: d.Tokens(), BlockTokens: d.Tokens(), MaxSeqs: int(d.Int()), BudgetTokens: d.Tokens(),
 		},
-		Step: perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float()},
+		Step: perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float()},
 	}
 }
 

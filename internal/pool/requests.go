@@ -297,7 +297,8 @@ func (b *Brain) place(r *request, out []Action) []Action {
 
 // look fills the view for r.
 func (b *Brain) look(r *request) {
-	b.query.Prompt, b.query.MaxOut = r.Prompt, r.MaxOut
+	b.query.Now, b.query.Prompt, b.query.MaxOut, b.query.SLO = b.now, r.Prompt, r.MaxOut, r.Terms.SLO
+	b.query.Chain, b.query.KeyTokens = r.Chain, r.KeyTokens
 	b.deps.Index.Match(r.Chain, b.depth)
 	v := &b.view
 	for i := range b.endpoints {

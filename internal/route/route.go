@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -32,8 +33,13 @@ type View struct {
 
 // Query is what a policy may know of the request.
 type Query struct {
+	Now        fleet.Time
 	Prompt     fleet.Tokens // prompt tokens, estimated
 	MaxOut     fleet.Tokens // output limit; 0 unknown
+	Output     fleet.Tokens // output tokens expected; at least 1
+	SLO        fleet.SLO    // zero fields ask for nothing
+	Chain      []kv.Key     // of the prompt, for policies that keep an index of their own; not kept
+	KeyTokens  float64      // prompt tokens each key of Chain covers
 	Candidates []int        // eligible slots, ascending; never empty
 }
 
@@ -49,6 +55,10 @@ type Plan struct {
 type Policy interface {
 	Pick(v *View, q *Query, r *stat.Rand, p *Plan)
 }
+
+// Leaver is a policy with state by slot: it is told when what it knows of a slot
+// is void, since its endpoint has left or is a new process.
+type Leaver interface{ Leave(slot int) }
 
 // pickBest sets p.Chosen to the candidate with the highest score; ties go to
 // one of them at random, so that several gateways with equal views do not herd.
