@@ -26,6 +26,10 @@ var catalogue = map[string]func(Spec) (Policy, error){
 	"p2c":             plain(func() Policy { return p2c{} }),
 	"prefix-affinity": plain(func() Policy { return prefixAffinity{} }),
 	"weighted":        newWeighted,
+
+	// Rivals: what others route by, for comparison (docs/decisions/0012-rivals.md).
+	"llm-d":           plain(func() Policy { return newLLMD() }),
+	"llm-d-optimized": plain(func() Policy { return newLLMDOptimized() }),
 }
 
 // Names returns the policies' names, sorted.

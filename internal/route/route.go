@@ -10,6 +10,7 @@ import (
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -29,6 +30,9 @@ type View struct {
 
 	Gauges    []fleet.Gauges
 	SampleAge []time.Duration // -1 when never scraped
+
+	Step []perf.Step // believed step time; the zero Step where unknown
+	Load []perf.Load // what the request would meet there, by the ledger
 }
 
 // Query is what a policy may know of the request.
