@@ -17,7 +17,7 @@ type room struct {
 // groups are names for rooms in the may column.
 var groups = map[string]string{
 	"@nouns": "fleet stat",
-	"@facts": "api token perf kv health tenant journal workload",
+	"@facts": "api catalog token perf kv health tenant journal workload",
 	"@rules": "route flow group",
 	// What every shell may see: all that is pure but the simulated engines, whose
 	// physics is the truth that a brain must learn rather than read.
@@ -32,7 +32,8 @@ var rooms = map[string]room{
 
 	"api":      {pure: true, may: "@nouns kv", why: "the bytes of a prompt become a block chain while they are scanned"},
 	"token":    {pure: true, may: "@nouns"},
-	"perf":     {pure: true, may: "@nouns"},
+	"catalog":  {pure: true, may: "@nouns", libs: "sigs.k8s.io/yaml", why: "data sheets and shapes are facts, known before anything is believed or simulated"},
+	"perf":     {pure: true, may: "@nouns catalog"},
 	"kv":       {pure: true, may: "@nouns", libs: "github.com/cespare/xxhash/v2"},
 	"health":   {pure: true, may: "@nouns"},
 	"tenant":   {pure: true, may: "@nouns"},
@@ -46,7 +47,7 @@ var rooms = map[string]room{
 	"scenario":  {pure: true, may: "@nouns @facts pool", why: "a scenario asks the brain; it decides nothing itself"},
 	"pool":      {pure: true, may: "@nouns @facts @rules", why: "pool composes the deciders; how many is not its question"},
 	"scale":     {pure: true, may: "@nouns perf", why: "the planner sees demand and capacity, never one request"},
-	"enginesim": {pure: true, may: "@nouns kv", why: "an engine's truth must not be computed by the belief that is tested against it"},
+	"enginesim": {pure: true, may: "@nouns catalog kv", why: "an engine's truth must not be computed by the belief that is tested against it"},
 
 	"live":          {may: "@pure", why: "a brain with a lock and a clock, and nothing else"},
 	"engine":        {may: "@pure"},
