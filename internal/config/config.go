@@ -146,6 +146,9 @@ type StepMs struct {
 	Experts float64 `json:"experts"`
 	// Touch is the share of the experts that one token touches, 0 to 1; not a time.
 	Touch float64 `json:"touch"`
+	// PerRequest is the time per request that is no step's work: network, HTTP,
+	// tokenising.
+	PerRequest float64 `json:"perRequest"`
 }
 
 // Step returns the parameters in seconds.

@@ -45,6 +45,7 @@ type Candidate struct {
 	InFlight  int           // requests dispatched there and not ended
 	Score     float64       // the policy's score, higher is better; see Decision.Policy
 	TTFT      time.Duration // predicted time to first token; 0 when unknown
+	TPOT      time.Duration // predicted time per output token; 0 when unknown
 	SampleAge time.Duration // age of the gauges; -1 when never scraped
 	Adapter   AdapterFit    // what the request's adapter takes there
 }
@@ -69,6 +70,20 @@ type Decision struct {
 	Candidates []Candidate
 }
 
+// Speed is what is believed of an endpoint's speed. Times are in seconds, by the
+// terms of the step form: see perf.Step.
+type Speed struct {
+	Known                                                        bool
+	Base, PerSeq, PerKV, PerPrompt, PerPair, Experts, PerRequest float64
+
+	Factor    float64 // slowness beside its equals, whose median is 1; 0 without equals
+	FactorErr float64 // its standard deviation
+	Lessons   int     // measurements its variant has learnt from
+	Drifts    int     // times that the variant was found changed
+	TTFTError float64 // median |predicted/measured - 1| of the latest; NaN before the first
+	TPOTError float64
+}
+
 // EndpointState is one row of a Snapshot.
 type EndpointState struct {
 	ID         EndpointID
@@ -85,9 +100,10 @@ type EndpointState struct {
 	Gauges     Gauges
 	SampleAge  time.Duration // -1 when never scraped
 	Cached     Tokens        // tokens the prefix index believes cached
-	Requests   uint64        // attempts dispatched
-	Failures   uint64        // attempts failed
-	Shadowed   uint64        // attempts the shadow policy would have dispatched
+	Speed      Speed
+	Requests   uint64 // attempts dispatched
+	Failures   uint64 // attempts failed
+	Shadowed   uint64 // attempts the shadow policy would have dispatched
 }
 
 // Snapshot is the state of one pool at one instant.

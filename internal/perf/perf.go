@@ -4,12 +4,7 @@
 // simulated, are the truth it is compared with.
 package perf
 
-import (
-	"math"
-	"time"
-
-	"penstock.dev/penstock/internal/fleet"
-)
+import "math"
 
 // Step is the linear form of an engine step's duration in seconds:
 //
@@ -29,6 +24,10 @@ type Step struct {
 	PerPair   float64 // s per pair of prompt token and token before it
 	Experts   float64 // s to read the weights of all experts; 0 for dense models
 	Touch     float64 // share of the experts that one token touches, 0 to 1
+
+	// PerRequest is s per request that is no step's work: network, HTTP,
+	// tokenising, the way back of the first token.
+	PerRequest float64
 }
 
 // Known reports whether the step has parameters at all.
@@ -39,6 +38,7 @@ func (s Step) Scale(factor float64) Step {
 	return Step{
 		Base: s.Base * factor, PerSeq: s.PerSeq * factor, PerKV: s.PerKV * factor, PerPrompt: s.PerPrompt * factor,
 		PerPair: s.PerPair * factor, Experts: s.Experts * factor, Touch: s.Touch,
+		PerRequest: s.PerRequest * factor,
 	}
 }
 
@@ -63,49 +63,3 @@ func (s Step) Time(w Work) float64 {
 func (s Step) touched(tokens float64) float64 {
 	return -math.Expm1(tokens * math.Log1p(-s.Touch))
 }
-
-// Load is what a request would meet at an endpoint.
-type Load struct {
-	Decoding int          // sequences past their first token
-	Active   fleet.Tokens // tokens of context those sequences hold
-	Backlog  fleet.Tokens // prompt tokens ahead of the request, not yet computed
-	Budget   fleet.Tokens // tokens per step; 0 means DefaultBudget
-}
-
-// DefaultBudget is the token budget per step assumed when the engine does not
-// tell: vLLM's default for GPUs with 80 GB.
-const DefaultBudget fleet.Tokens = 8192
-
-// TTFT predicts the time from dispatch to first token of a request with
-// uncached prompt tokens still to compute: all prompt tokens ahead of it and its
-// own pass through steps that also decode. It returns 0 when the step is
-// unknown.
-func (s Step) TTFT(l Load, uncached fleet.Tokens) time.Duration {
-	if !s.Known() {
-		return 0
-	}
-	budget := l.Budget
-	if budget <= 0 {
-		budget = DefaultBudget
-	}
-	room := max(float64(budget)-float64(l.Decoding), 1)
-	prompt := float64(max(l.Backlog, 0) + max(uncached, 1))
-	steps := math.Ceil(prompt / room)
-	sec := steps*s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) + s.PerPrompt*prompt
-	// On average half a step is under way when the request arrives.
-	if l.Decoding > 0 {
-		sec += s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) / 2
-	}
-	return seconds(sec)
-}
-
-// TPOT predicts the time per output token of a request with context tokens of
-// its own beside the load, 0 when the step is unknown.
-func (s Step) TPOT(l Load, context fleet.Tokens) time.Duration {
-	if !s.Known() {
-		return 0
-	}
-	return seconds(s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active + context)}))
-}
-
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

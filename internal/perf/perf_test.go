@@ -20,12 +20,12 @@ func TestTTFT(t *testing.T) {
 	}{
 		{"idle, one step", Load{}, 1000, 14 + 49.6},
 		{"idle, two steps of 8192", Load{}, 12000, 2*14 + 595.2},
-		{"behind a backlog", Load{Backlog: 7192}, 1000, 14 + 8192*.0496},
+		{"behind a backlog", Load{Ahead: 1, Backlog: 7192}, 1000, 14 + 7192*.0496 + 14 + 1000*.0496},
 		{"budget of 512", Load{Budget: 512}, 1024, 2*14 + 1024*.0496},
 		{"ten decoding, half a step under way", Load{Decoding: 10, Active: 10000}, 1000, 1.5*(14+.496+.567) + 49.6},
 		{"all cached still computes a token", Load{}, 0, 14 + .0496},
 	} {
-		got := qwen.TTFT(c.load, fleet.Tokens(c.uncached)).Seconds() * 1e3
+		got := qwen.TTFT(c.load, 0, fleet.Tokens(c.uncached)).Seconds() * 1e3
 		if math.Abs(got-c.want) > 1e-3 {
 			t.Errorf("%s: %.4f ms, want %.4f", c.name, got, c.want)
 		}
@@ -44,7 +44,7 @@ func TestTPOTGrowsWithTheBatch(t *testing.T) {
 }
 
 func TestUnknownStepPredictsNothing(t *testing.T) {
-	if (Step{}).TTFT(Load{}, 100) != 0 || (Step{}).TPOT(Load{}, 100) != 0 {
+	if (Step{}).TTFT(Load{}, 0, 100) != 0 || (Step{}).TPOT(Load{}, 100) != 0 {
 		t.Error("a zero step predicted something")
 	}
 	if got := qwen.Scale(2).TPOT(Load{}, 0); got != 2*qwen.TPOT(Load{}, 0).Round(time.Nanosecond) && math.Abs(float64(got-2*qwen.TPOT(Load{}, 0))) > 2 {
@@ -53,9 +53,9 @@ func TestUnknownStepPredictsNothing(t *testing.T) {
 }
 
 func BenchmarkTTFT(b *testing.B) {
-	l := Load{Decoding: 20, Active: 250000, Backlog: 30000, Budget: 8192}
+	l := Load{Decoding: 20, Active: 250000, Ahead: 3, Backlog: 30000, Budget: 8192}
 	b.ReportAllocs()
 	for b.Loop() {
-		_ = qwen.TTFT(l, 12000)
+		_ = qwen.TTFT(l, 0, 12000)
 	}
 }

@@ -107,6 +107,7 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Tokens(ev.Limits.BlockTokens)
 	e.Int(int64(ev.Limits.MaxSeqs))
 	e.Tokens(ev.Limits.BudgetTokens)
+	e.Uint(ev.Variant)
 	e.Float(ev.Step.Base)
 	e.Float(ev.Step.PerSeq)
 	e.Float(ev.Step.PerKV)
@@ -114,6 +115,7 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.PerPair)
 	e.Float(ev.Step.Experts)
 	e.Float(ev.Step.Touch)
+	e.Float(ev.Step.PerRequest)
 }
 
 func decodeEndpoint(d *journal.Decoder) *Endpoint {
@@ -122,7 +124,8 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 		Limits: fleet.Limits{
 			MaxModelLen: d.Tokens(), KVTokens: d.Tokens(), BlockTokens: d.Tokens(), MaxSeqs: int(d.Int()), BudgetTokens: d.Tokens(),
 		},
-		Step: perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float()},
+		Variant: d.Uint(),
+		Step:    perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), PerRequest: d.Float()},
 	}
 }
 

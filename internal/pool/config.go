@@ -7,6 +7,7 @@ import (
 	"penstock.dev/penstock/internal/flow"
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
 )
 
@@ -71,6 +72,7 @@ type Deps struct {
 	Retries *flow.Budget
 	Index   *kv.Index
 	Health  *health.Book
+	Perf    *perf.Book
 }
 
 // Assemble makes the deciders that c describes.
@@ -92,5 +94,6 @@ func Assemble(c Config) (Deps, error) {
 		Retries: flow.NewBudget(c.Retry),
 		Index:   kv.NewIndex(c.Index.Keys(0)),
 		Health:  health.New(c.Health),
+		Perf:    perf.NewBook(),
 	}, nil
 }

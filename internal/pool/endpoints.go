@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
 )
 
@@ -56,6 +57,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
 		b.endpoints[slot].sample, b.endpoints[slot].serves = Sample{}, nil
 		b.endpoints[slot].adapters.Clear()
+		b.deps.Perf.Renew(slot)
 		b.update(slot, ev)
 	default:
 		b.update(slot, ev)
@@ -67,6 +69,7 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 	e := &b.endpoints[slot]
 	e.Endpoint = *ev
 	e.limits = ev.Limits.Merge(e.limits)
+	b.deps.Perf.Add(slot, ev.Variant, ev.Step, e.limits)
 	b.deps.Index.SetCapacity(slot, b.config.Index.Keys(e.limits.KVTokens))
 }
 
@@ -76,11 +79,12 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 func (b *Brain) drop(slot int, out []Action) []Action {
 	for _, r := range b.requests {
 		if r.slot == slot {
-			r.slot, r.backlog, r.active = lost, 0, 0
+			r.slot, r.job = lost, perf.Job{}
 		}
 	}
 	b.deps.Index.Clear(slot)
 	b.deps.Health.Remove(slot)
+	b.deps.Perf.Remove(slot)
 	delete(b.slots, b.endpoints[slot].Endpoint.Endpoint)
 	b.endpoints[slot] = endpoint{}
 	return out
@@ -104,6 +108,7 @@ func (b *Brain) grow(n int) {
 	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.KVTokens, v.Cached, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n), make([]fleet.Tokens, n)
 	v.Adapter = make([]fleet.AdapterFit, n)
+	v.Step, v.Load = make([]perf.Step, n), make([]perf.Load, n)
 	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
 	b.plan.Score, b.shadow.plan.Score = make([]float64, n), make([]float64, n)
 	b.depth = make([]int32, n)
@@ -147,6 +152,7 @@ func (b *Brain) onSample(ev *Sample, out []Action) []Action {
 		e.limits.BlockTokens = g.KVBlock
 		if kvTokens := fleet.Tokens(g.KVBlocks) * g.KVBlock; kvTokens != e.limits.KVTokens {
 			e.limits.KVTokens = kvTokens
+			b.deps.Perf.SetLimits(slot, e.limits)
 			b.deps.Index.SetCapacity(slot, b.config.Index.Keys(kvTokens))
 		}
 	}

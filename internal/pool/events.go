@@ -34,7 +34,8 @@ type Endpoint struct {
 	Change   Change
 	Role     fleet.Role
 	Limits   fleet.Limits
-	Step     perf.Step // believed step time; zero when unknown
+	Variant  uint64    // endpoints of one variant are equals; 0 for those of which nothing is told
+	Step     perf.Step // step time believed before any is measured; zero when unknown
 }
 
 // Sample is one reading of an endpoint's gauges, or the failure to get one.

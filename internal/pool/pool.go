@@ -11,6 +11,7 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/stat"
 )
@@ -63,9 +64,8 @@ type request struct {
 	attempts int
 	slot     int // where it is dispatched; -1 while it waits
 	tried    []fleet.EndpointID
-	narrow   bool         // some endpoint did not have its adapter when last judged
-	backlog  fleet.Tokens // what it adds to the endpoint's backlog now
-	active   fleet.Tokens // what it adds to the endpoint's active tokens now
+	narrow   bool     // some endpoint did not have its adapter when last judged
+	job      perf.Job // its entry in the book of speeds while it is dispatched
 	failure  fleet.Failure
 }
 
@@ -82,8 +82,6 @@ type endpoint struct {
 	peak     int             // most of ours in flight since the last sample
 
 	inFlight int
-	backlog  fleet.Tokens
-	active   fleet.Tokens
 
 	dispatched, failed, shadowed uint64
 }
@@ -154,9 +152,10 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 		if !e.present {
 			continue
 		}
+		backlog, active := b.deps.Perf.Backlog(i)
 		s := fleet.EndpointState{
 			ID: e.Endpoint.Endpoint, Gen: e.Gen, Role: e.Role, Limits: e.limits, Draining: e.Change == EndpointDrain,
-			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: e.backlog, Active: e.active,
+			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: backlog, Active: active, Speed: b.speed(i),
 			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.cached(i),
 			Requests: e.dispatched, Failures: e.failed, Shadowed: e.shadowed,
 		}
@@ -176,6 +175,16 @@ func (b *Brain) Requests(id fleet.EndpointID) (ours, others int) {
 		return 0, 0
 	}
 	return b.endpoints[slot].inFlight, b.endpoints[slot].external
+}
+
+// speed is what is believed of a slot's speed, for people.
+func (b *Brain) speed(slot int) fleet.Speed {
+	s := b.deps.Perf.Standing(slot)
+	return fleet.Speed{
+		Known: s.Step.Known(), Base: s.Step.Base, PerSeq: s.Step.PerSeq, PerKV: s.Step.PerKV, PerPrompt: s.Step.PerPrompt, PerPair: s.Step.PerPair,
+		Experts: s.Step.Experts, PerRequest: s.Step.PerRequest,
+		Factor: s.Factor, FactorErr: s.FactorErr, Lessons: s.Lessons, Drifts: s.Drifts, TTFTError: s.TTFTError, TPOTError: s.TPOTError,
+	}
 }
 
 func (b *Brain) cached(slot int) fleet.Tokens {

@@ -216,26 +216,28 @@ func (m *machine) check(t *rapid.T) {
 	if y.Queued+y.InFlight != uint64(len(m.flights)) {
 		t.Fatalf("brain has %d open requests, the world %d", y.Queued+y.InFlight, len(m.flights))
 	}
-	var inFlight int
-	var backlog, active fleet.Tokens
+	inFlight, jobs := 0, 0
 	for _, r := range m.b.requests {
 		if r.slot >= 0 {
 			inFlight++
-			backlog += r.backlog
-			active += r.active
+		}
+		if r.job.Open() {
+			jobs++
 		}
 	}
 	for i := range m.b.endpoints {
 		e := &m.b.endpoints[i]
+		if !e.present {
+			continue
+		}
 		inFlight -= e.inFlight
-		backlog -= e.backlog
-		active -= e.active
-		if e.inFlight < 0 || e.backlog < 0 || e.active < 0 {
-			t.Fatalf("negative ledger: %+v", e)
+		jobs -= m.b.deps.Perf.Open(i)
+		if backlog, active := m.b.deps.Perf.Backlog(i); e.inFlight < 0 || backlog < 0 || active < 0 {
+			t.Fatalf("negative ledger: %+v, backlog %d, active %d", e, backlog, active)
 		}
 	}
-	if inFlight != 0 || backlog != 0 || active != 0 {
-		t.Fatalf("ledger differs from its requests by %d in flight, %d backlog, %d active", inFlight, backlog, active)
+	if inFlight != 0 || jobs != 0 {
+		t.Fatalf("ledger differs from its requests by %d in flight, %d jobs", inFlight, jobs)
 	}
 }
 
@@ -249,8 +251,12 @@ func (m *machine) drain(t *rapid.T) {
 	}
 	m.check(t)
 	for i := range m.b.endpoints {
-		if e := &m.b.endpoints[i]; e.inFlight != 0 || e.backlog != 0 || e.active != 0 {
-			t.Fatalf("ledger leaks at slot %d: %+v", i, e)
+		e := &m.b.endpoints[i]
+		if !e.present {
+			continue
+		}
+		if backlog, active := m.b.deps.Perf.Backlog(i); e.inFlight != 0 || backlog != 0 || active != 0 {
+			t.Fatalf("ledger leaks at slot %d: %+v, backlog %d, active %d", i, e, backlog, active)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"penstock.dev/penstock/internal/fleet"
-	"penstock.dev/penstock/internal/perf"
 )
 
 // writeRecord returns the record of the decision just made for r, valid until
@@ -61,10 +60,8 @@ func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) 
 	if at >= keep {
 		return
 	}
-	e := &b.endpoints[i]
-	c.TTFT = e.Step.TTFT(perf.Load{
-		Decoding: max(e.inFlight, 0), Active: e.active, Backlog: e.backlog, Budget: e.limits.BudgetTokens,
-	}, max(r.Prompt-c.Matched, 1))
+	c.TTFT = b.view.Step[i].TTFT(b.view.Load[i], c.Matched, r.Prompt-c.Matched)
+	c.TPOT = b.view.Step[i].TPOT(b.view.Load[i], r.Prompt)
 	if len(d.Candidates) == keep {
 		d.Candidates = d.Candidates[:keep-1]
 	}

@@ -8,6 +8,8 @@ import (
 	"penstock.dev/penstock/internal/flow"
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/stat"
 )
 
 // Where a request is when it is at no endpoint.
@@ -44,14 +46,14 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 	}
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
-		b.charge(r, -r.backlog, 0)
+		b.deps.Perf.First(b.now, &r.job)
 		if r.slot != lost && b.deps.Health.Alive(r.slot) {
 			out = b.pump(b.tellFitness(r.slot, fleet.FailNone, out))
 		}
 	case fleet.PhaseProgress:
-		b.charge(r, -r.backlog, r.Prompt+ev.Output-r.active)
+		b.deps.Perf.Progress(b.now, &r.job, ev.Output)
 	case fleet.PhaseDone:
-		out = b.done(r, out)
+		out = b.done(r, ev, out)
 	case fleet.PhaseFailed:
 		out = b.failed(r, ev, out)
 	}
@@ -77,11 +79,16 @@ func (b *Brain) onGone(ev *Gone, out []Action) []Action {
 	return b.pump(out)
 }
 
-func (b *Brain) done(r *request, out []Action) []Action {
+func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 	if r.slot != lost && b.deps.Health.Success(b.now, r.slot) {
 		out = b.tellFitness(r.slot, fleet.FailNone, out)
 	}
 	b.tally.Done++
+	output := fleet.Tokens(0)
+	if ev.Usage.Known {
+		output = ev.Usage.Output
+	}
+	b.deps.Perf.Done(b.now, &r.job, r.ask(), output)
 	b.release(r)
 	b.forget(r)
 	return b.pump(out)
@@ -285,7 +292,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	e.dispatched++
 	e.inFlight++
 	e.peak = max(e.peak, e.inFlight)
-	b.charge(r, max(r.Prompt-b.view.Matched[slot], 1), r.Prompt)
+	b.deps.Perf.Sent(b.now, slot, r.Prompt, b.view.Matched[slot], &r.job)
 	b.deps.Index.Insert(slot, r.Chain)
 	if r.Adapter != fleet.NoAdapter {
 		e.adapters.Use(r.Adapter)
@@ -299,6 +306,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 func (b *Brain) look(r *request) {
 	b.query.Now, b.query.Prompt, b.query.MaxOut, b.query.SLO = b.now, r.Prompt, r.MaxOut, r.Terms.SLO
 	b.query.Chain, b.query.KeyTokens = r.Chain, r.KeyTokens
+	b.query.Output = b.deps.Perf.Output(r.ask())
 	b.deps.Index.Match(r.Chain, b.depth)
 	v := &b.view
 	for i := range b.endpoints {
@@ -307,7 +315,8 @@ func (b *Brain) look(r *request) {
 			continue
 		}
 		v.ID[i] = e.Endpoint.Endpoint
-		v.InFlight[i], v.Backlog[i], v.Active[i] = e.inFlight, e.backlog, e.active
+		v.InFlight[i] = e.inFlight
+		v.Backlog[i], v.Active[i] = b.deps.Perf.Backlog(i)
 		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.cached(i)
 		v.Matched[i] = kv.Covered(b.depth[i], r.KeyTokens, r.Prompt)
 		v.Adapter[i] = e.adapters.Fit(r.Adapter)
@@ -317,24 +326,18 @@ func (b *Brain) look(r *request) {
 			v.Gauges[i] = e.sample.Gauges
 			v.InFlight[i] += e.external
 		}
+		v.Step[i], v.Load[i] = b.deps.Perf.Step(i), b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight)
 	}
 }
 
-// charge moves what r weighs at its endpoint.
-func (b *Brain) charge(r *request, backlog, active fleet.Tokens) {
-	if r.slot < 0 {
-		return
-	}
-	e := &b.endpoints[r.slot]
-	e.backlog += backlog
-	e.active += active
-	r.backlog += backlog
-	r.active += active
+// ask is r as the book of speeds sees it.
+func (r *request) ask() perf.Ask {
+	return perf.Ask{Key: stat.Mix64(uint64(r.Terms.Tenant)) ^ uint64(r.Adapter), Prompt: r.Prompt, MaxOut: r.MaxOut}
 }
 
 // release takes r off its endpoint.
 func (b *Brain) release(r *request) {
-	b.charge(r, -r.backlog, -r.active)
+	b.deps.Perf.Drop(b.now, &r.job)
 	if r.slot >= 0 {
 		b.endpoints[r.slot].inFlight--
 	}

@@ -1,0 +1,373 @@
+package perf
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Book is what one pool believes of the speed of its endpoints, and how it comes
+// to believe it: it keeps count of what each is doing, predicts, compares with
+// what is measured and learns. Endpoints are known by slot, a small dense number.
+// It is not safe for concurrent use.
+//
+// Endpoints of one variant share their parameters, and each has a factor of its
+// own: where equals differ, the slow one is found.
+type Book struct {
+	classes []*class
+	slots   []slot
+	lengths Lengths
+}
+
+type slot struct {
+	class   *class // nil when there is no such endpoint
+	limits  fleet.Limits
+	meter   meter
+	step    Step // the class's, times factor
+	version uint32
+	logf    float64 // logarithm of the factor
+	varf    float64 // its variance
+	ttft    errorRing
+	tpot    errorRing
+}
+
+// Spreads of an endpoint's factor, as standard deviations of its logarithm.
+const (
+	factorSpread = 0.15  // among endpoints that should be equal
+	factorNoise  = 0.15  // of one lesson: it is never better known than from a few
+	factorWalk   = 0.004 // by which it may change from one lesson to the next
+)
+
+// NewBook returns an empty book.
+func NewBook() *Book { return &Book{lengths: newLengths()} }
+
+// Add makes a slot stand for an endpoint of a variant, of which prior is believed
+// until it is known better; a zero prior is unknown. For a slot already there it
+// says what has changed.
+func (b *Book) Add(i int, variant uint64, prior Step, limits fleet.Limits) {
+	for i >= len(b.slots) {
+		b.slots = append(b.slots, slot{})
+	}
+	s := &b.slots[i]
+	s.limits = limits
+	c := b.find(variant, prior)
+	if s.class == c {
+		return
+	}
+	b.quit(s)
+	c.members++
+	s.class, s.logf, s.varf, s.version = c, 0, factorSpread*factorSpread, 0
+	s.refresh()
+}
+
+// SetLimits tells an endpoint's limits as they become known.
+func (b *Book) SetLimits(i int, limits fleet.Limits) { b.slots[i].limits = limits }
+
+// Renew forgets what is particular to the process behind a slot: a new one may
+// run on another machine. Jobs of the old one stay until they are closed.
+func (b *Book) Renew(i int) {
+	b.slots[i].logf, b.slots[i].varf, b.slots[i].version = 0, factorSpread*factorSpread, 0
+}
+
+// Remove frees a slot. Its open jobs must be forgotten by their owners, not
+// closed.
+func (b *Book) Remove(i int) {
+	b.quit(&b.slots[i])
+	b.slots[i] = slot{}
+}
+
+// find returns the class of a variant. A variant whose prior has changed starts
+// anew.
+func (b *Book) find(variant uint64, prior Step) *class {
+	for _, c := range b.classes {
+		if c.variant == variant {
+			if c.prior != prior {
+				c.setPrior(prior)
+			}
+			return c
+		}
+	}
+	c := newClass(variant, prior)
+	b.classes = append(b.classes, c)
+	return c
+}
+
+func (b *Book) quit(s *slot) {
+	if s.class == nil {
+		return
+	}
+	if s.class.members--; s.class.members == 0 {
+		b.classes = slices.DeleteFunc(b.classes, func(c *class) bool { return c == s.class })
+	}
+	s.class = nil
+}
+
+// refresh recomputes the slot's step when its class or factor has changed.
+func (s *slot) refresh() {
+	if s.version != s.class.version {
+		s.version = s.class.version
+		s.step = s.class.step().Scale(math.Exp(s.logf))
+	}
+}
+
+// Step returns what is believed of a slot's step times now, zero when unknown.
+func (b *Book) Step(i int) Step {
+	s := &b.slots[i]
+	s.refresh()
+	return s.step
+}
+
+// Load returns what a request sent now would meet at a slot; others is the number
+// of requests there that are not in the book. It moves the slot's count on to now,
+// which a replay must do at the same times.
+func (b *Book) Load(now fleet.Time, i, others int) Load {
+	s := &b.slots[i]
+	s.pass(now)
+	l := s.meter.load(others)
+	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
+	return l
+}
+
+// Open returns the number of jobs that stand in the book for a slot.
+func (b *Book) Open(i int) int { return b.slots[i].meter.ahead + b.slots[i].meter.decoding }
+
+// Backlog returns the prompt tokens that a slot has not computed yet, and the
+// tokens of context it holds or will hold for the requests it has.
+func (b *Book) Backlog(i int) (backlog, active fleet.Tokens) {
+	m := &b.slots[i].meter
+	return m.backlog, m.waiting + fleet.Tokens(max(m.context, 0))
+}
+
+func (s *slot) pass(now fleet.Time) {
+	s.refresh()
+	if s.step.Known() {
+		s.meter.pass(now, &s.step)
+		return
+	}
+	guess := s.class.guess()
+	s.meter.pass(now, &guess)
+}
+
+// Ask is a request as the book sees it.
+type Ask struct {
+	Key    uint64       // whose outputs are alike: tenant and adapter
+	Prompt fleet.Tokens // prompt tokens
+	MaxOut fleet.Tokens // output limit; 0 for none
+}
+
+// Output returns how many tokens of output a request is expected to have.
+func (b *Book) Output(a Ask) fleet.Tokens { return b.lengths.expect(a) }
+
+// Sent opens j for a request dispatched to a slot, with the tokens of its prompt
+// believed cached there.
+func (b *Book) Sent(now fleet.Time, i int, prompt, cached fleet.Tokens, j *Job) {
+	s := &b.slots[i]
+	s.pass(now)
+	uncached := max(prompt-cached, 1)
+	*j = Job{slot: i, open: true, prompt: prompt, uncached: uncached, pairs: Pairs(cached, uncached), sent: now}
+	if s.step.Known() {
+		l := b.Load(now, i, 0)
+		j.ttft, j.tpot = s.step.FirstToken(&l, cached, uncached), s.step.PerToken(&l, prompt)
+	}
+	s.meter.sent(j)
+}
+
+// First tells that j's first token has come.
+func (b *Book) First(now fleet.Time, j *Job) {
+	if !j.open || j.decoding {
+		return
+	}
+	s := &b.slots[j.slot]
+	s.pass(now)
+	if j.ttft > 0 {
+		s.ttft.add(j.ttft, now.Sub(j.sent).Seconds())
+	}
+	s.timePrefill(now, j)
+	s.meter.arrived(j)
+	s.meter.join(j)
+	s.meter.from = now
+}
+
+// Progress tells how much output j has.
+func (b *Book) Progress(now fleet.Time, j *Job, output fleet.Tokens) {
+	if !j.open {
+		return
+	}
+	b.First(now, j)
+	s := &b.slots[j.slot]
+	s.pass(now)
+	s.meter.corrected(j, output)
+}
+
+// Done closes j, whose answer ended with so many tokens of output, 0 when that is
+// not known. Key says whose outputs are alike.
+func (b *Book) Done(now fleet.Time, j *Job, a Ask, output fleet.Tokens) {
+	if !j.open {
+		return
+	}
+	s := &b.slots[j.slot]
+	s.pass(now)
+	if output > 0 {
+		b.lengths.learn(a, output)
+	}
+	if j.decoding && output >= leastOutput {
+		s.timeDecode(now, j, output)
+	}
+	b.Drop(now, j)
+}
+
+// Drop closes j without learning from it.
+func (b *Book) Drop(now fleet.Time, j *Job) {
+	if !j.open {
+		return
+	}
+	s := &b.slots[j.slot]
+	s.pass(now)
+	s.meter.leave(j)
+	*j = Job{}
+}
+
+// leastOutput is the length from which an answer tells of the time per token.
+const leastOutput fleet.Tokens = 8
+
+// timeDecode learns from the stretch between j's first token and its end.
+func (s *slot) timeDecode(now fleet.Time, j *Job, output fleet.Tokens) {
+	span, steps := now.Sub(j.first).Seconds(), float64(output-1)
+	if span <= 0 {
+		return
+	}
+	if j.tpot > 0 {
+		s.tpot.add(j.tpot, span/steps)
+	}
+	m := &s.meter
+	n, kv := (m.totals.seqs-j.at.seqs)/span, (m.totals.kv-j.at.kv)/span
+	prompt, pairs := m.totals.prompt-j.at.prompt, m.totals.pairs-j.at.pairs
+	s.learn(steps, n, kv, prompt, pairs, span, 0)
+}
+
+// timePrefill learns from the stretch in which j's prompt, and those of others
+// that got their first token in the same step, were computed.
+func (s *slot) timePrefill(now fleet.Time, j *Job) {
+	m := &s.meter
+	p := &m.pending
+	const sameStep = 0.002 // s between first tokens of one step, on their way here
+	if p.requests > 0 && now.Sub(p.at).Seconds() < sameStep {
+		p.prompt += float64(j.uncached)
+		p.pairs += j.pairs
+		p.requests++
+		return
+	}
+	s.flushPrefill()
+	from := max(m.from, j.sent)
+	*p = prefill{
+		at: now, span: now.Sub(from).Seconds(), prompt: float64(j.uncached), pairs: j.pairs, requests: 1,
+		seqs: float64(m.decoding), kv: m.context, idle: from == j.sent,
+	}
+}
+
+func (s *slot) flushPrefill() {
+	p := s.meter.pending
+	s.meter.pending = prefill{}
+	if p.requests == 0 || p.span <= 0 {
+		return
+	}
+	budget := s.limits.BudgetTokens
+	if budget <= 0 {
+		budget = DefaultBudget
+	}
+	steps := math.Ceil(p.prompt / max(float64(budget)-p.seqs, 1))
+	requests := 0.0
+	if p.idle {
+		requests = 1
+		if p.seqs > 0 {
+			steps += 0.5 // the step under way when it came
+		}
+	}
+	s.learn(steps, p.seqs, p.kv, p.prompt, p.pairs, p.span, requests)
+}
+
+// learn takes in a stretch of so many steps with n sequences and kv tokens of
+// context on average, in which prompt tokens were computed.
+func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests float64) {
+	c := s.class
+	touched := 0.0
+	if c.prior.Touch > 0 {
+		touched = steps * c.prior.touched(n+prompt/steps)
+	}
+	l := lesson{x: vector{steps, steps * n, steps * kv, prompt, pairs, touched, requests}, seconds: span}
+	work := prompt * c.theta[3] * c.scale[3]
+	l.kind = kindOf(n, kv, work/(work+steps*c.theta[0]*c.scale[0]+1e-9))
+	residual, ok := c.learn(&l, math.Exp(s.logf))
+	if !ok || c.members < 2 {
+		return
+	}
+	// A scalar Kalman filter on the factor's logarithm.
+	s.varf += factorWalk * factorWalk
+	gain := s.varf / (s.varf + factorNoise*factorNoise + c.noise)
+	r := min(max(residual-s.logf, -1), 1)
+	s.logf += gain * r
+	s.varf *= 1 - gain
+	s.version = 0
+}
+
+// Standing is what a book believes of one endpoint, for people.
+type Standing struct {
+	Step      Step    // zero when unknown
+	Factor    float64 // slowness beside its equals: their median is 1; 0 when it has none
+	FactorErr float64 // standard deviation of Factor
+	Lessons   int     // learnt by its variant
+	Drifts    int     // drift alarms of its variant
+	TTFTError float64 // median of |predicted/measured − 1| of the latest; NaN before the first
+	TPOTError float64
+}
+
+// Standing returns what is believed of a slot.
+func (b *Book) Standing(i int) Standing {
+	s := &b.slots[i]
+	st := Standing{
+		Step: b.Step(i), Lessons: s.class.lessons, Drifts: s.class.drifts, TTFTError: s.ttft.median(), TPOTError: s.tpot.median(),
+	}
+	if s.class.members > 1 {
+		st.Factor = math.Exp(s.logf - b.midFactor(s.class))
+		st.FactorErr = st.Factor * math.Sqrt(s.varf)
+	}
+	return st
+}
+
+// midFactor is the median of the logarithms of a class's factors.
+func (b *Book) midFactor(c *class) float64 {
+	var all []float64
+	for i := range b.slots {
+		if b.slots[i].class == c {
+			all = append(all, b.slots[i].logf)
+		}
+	}
+	slices.SortFunc(all, cmp.Compare)
+	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
+}
+
+// errorRing holds the latest relative errors of predictions.
+type errorRing struct {
+	errs [64]float32
+	n    int
+}
+
+func (r *errorRing) add(predicted, measured float64) {
+	if measured <= 0 {
+		return
+	}
+	r.errs[r.n%len(r.errs)] = float32(math.Abs(predicted/measured - 1))
+	r.n++
+}
+
+func (r *errorRing) median() float64 {
+	n := min(r.n, len(r.errs))
+	if n == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Clone(r.errs[:n])
+	slices.Sort(sorted)
+	return float64(sorted[n/2])
+}

@@ -1,0 +1,313 @@
+package perf
+
+import "math"
+
+// dims are the parameters that are learnt, in the order of params.
+const dims = 7
+
+type vector [dims]float64
+
+func params(s Step) vector {
+	return vector{s.Base, s.PerSeq, s.PerKV, s.PerPrompt, s.PerPair, s.Experts, s.PerRequest}
+}
+
+func (v *vector) step(touch float64) Step {
+	return Step{Base: v[0], PerSeq: v[1], PerKV: v[2], PerPrompt: v[3], PerPair: v[4], Experts: v[5], PerRequest: v[6], Touch: touch}
+}
+
+func (v *vector) dot(w *vector) float64 {
+	sum := 0.0
+	for i := range v {
+		sum += v[i] * w[i]
+	}
+	return sum
+}
+
+// What learning trusts. Spreads are standard deviations of the logarithm.
+const (
+	priorSpread  = 0.4  // of a parameter around its prior, see docs/decisions/0010
+	weakSpread   = 2.0  // of a parameter nothing is known of
+	firstNoise   = 0.15 // of one lesson, before its spread has been seen
+	leastNoise   = 0.03 // lessons are no better than this: they are averages over changing batches
+	mostNoise    = 0.6
+	noiseWeight  = 0.02 // of one lesson in the estimate of the noise
+	bucketMemory = 40   // lessons after which half of a bucket's weight is younger
+	gate         = 2.58 // noises beyond which a lesson counts only as if it stood there (99 %)
+	driftSlack   = 0.5  // noises of bias that the drift alarm overlooks
+	driftAlarm   = 12.0 // noises of bias, summed, that raise it
+	driftKeeps   = 0.1  // of what was learnt before the alarm
+	enough       = 8    // lessons from which a class without a prior predicts
+)
+
+// weakPrior stands for an engine of which nothing is known: the order of
+// magnitude of an 8B model on a data-centre accelerator.
+var weakPrior = Step{Base: 12e-3, PerSeq: 50e-6, PerKV: 50e-9, PerPrompt: 50e-6, PerPair: 1e-9, PerRequest: 5e-3}
+
+// class is what has been learnt of all endpoints of one variant: regularised
+// least squares over lessons, each normalised by its endpoint's factor. Lessons
+// are summed up by the kind of step they tell of, and forgotten only for new ones
+// of their kind, so that a quiet night does not erase what the day taught.
+type class struct {
+	variant uint64
+	prior   Step
+	weak    bool
+
+	scale   vector // of each parameter; 0 where it is fixed at 0
+	theta   vector // the belief, in units of scale
+	cover   [dims][dims]float64
+	spread  float64 // of the prior
+	buckets [buckets]bucket
+	noise   float64 // variance of the logarithm of a lesson
+	lessons int
+	unfit   int // lessons since the last fit
+	version uint32
+	members int
+
+	up, down float64 // CUSUM of normalised residuals (Page, 1954)
+	drifts   int
+}
+
+// bucket sums up lessons of one kind in units of scale: information and
+// information times value, each lesson relative to its predicted time.
+type bucket struct {
+	xx    [dims][dims]float64
+	xy    vector
+	count float64
+}
+
+// Kinds of lesson: by sequences beside it, by context per sequence, by the share
+// of prompt work.
+const (
+	seqKinds    = 8
+	kvKinds     = 4
+	promptKinds = 3
+	buckets     = seqKinds * kvKinds * promptKinds
+)
+
+func newClass(variant uint64, prior Step) *class {
+	c := &class{variant: variant}
+	c.setPrior(prior)
+	return c
+}
+
+// setPrior makes the class start anew from a prior; a zero one is unknown.
+func (c *class) setPrior(prior Step) {
+	members := c.members
+	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpread, noise: firstNoise * firstNoise}
+	if !prior.Known() {
+		c.weak, prior, c.spread = true, weakPrior, weakSpread
+	}
+	if prior.PerRequest == 0 {
+		prior.PerRequest = weakPrior.PerRequest
+	}
+	c.scale = params(prior)
+	for i, x := range c.scale {
+		if x > 0 {
+			c.theta[i] = 1
+		}
+	}
+	c.fit()
+}
+
+// step returns the belief for the class's hardware at factor 1, zero while too
+// little is known.
+func (c *class) step() Step {
+	if c.weak && c.lessons < enough {
+		return Step{}
+	}
+	return c.guess()
+}
+
+// guess is step even when little is known.
+func (c *class) guess() Step {
+	var v vector
+	for i := range v {
+		v[i] = c.theta[i] * c.scale[i]
+	}
+	return v.step(c.prior.Touch)
+}
+
+// lesson is one measured stretch of an engine's time.
+type lesson struct {
+	x       vector // what was done in it, by parameter
+	seconds float64
+	kind    int
+}
+
+// kindOf returns the bucket of a stretch with so many sequences and tokens of
+// context beside it and such a share of prompt work.
+func kindOf(seqs, kv, promptShare float64) int {
+	n := min(max(int(math.Log2(seqs+1)), 0), seqKinds-1)
+	each := kv / max(seqs, 1)
+	k := min(max(int(math.Log2(each/500+1)/2), 0), kvKinds-1)
+	p := min(int(promptShare*promptKinds), promptKinds-1)
+	return (n*kvKinds+k)*promptKinds + p
+}
+
+// learn takes in a lesson of an endpoint with a factor, and returns by how much,
+// as a logarithm, it took longer than the class at factor 1 believes.
+func (c *class) learn(l *lesson, factor float64) (residual float64, ok bool) {
+	var x vector
+	for i := range x {
+		x[i] = l.x[i] * c.scale[i]
+	}
+	predicted := x.dot(&c.theta)
+	if predicted <= 0 || l.seconds <= 0 {
+		return 0, false
+	}
+	residual = math.Log(l.seconds / predicted)
+	r := residual - math.Log(factor)
+	for i := range x {
+		x[i] /= predicted
+	}
+	sd := math.Sqrt(c.noise + c.uncertainty(&x))
+	weight := 1.0
+	if a := math.Abs(r); a > gate*sd {
+		weight = gate * sd / a
+		r = math.Copysign(gate*sd, r)
+	}
+	c.noise = min(max(c.noise+noiseWeight*(r*r-c.noise), leastNoise*leastNoise), mostNoise*mostNoise)
+	c.buckets[l.kind].add(&x, math.Exp(r), weight)
+	c.lessons++
+	c.unfit++
+	c.watch(r / sd)
+	if c.unfit >= 4 && (c.lessons < 100 || c.unfit >= 16) || c.lessons == enough {
+		c.fit()
+	}
+	return residual, true
+}
+
+// watch raises the alarm when residuals lean to one side for long: the engine
+// has changed, and what was learnt before counts little.
+func (c *class) watch(z float64) {
+	c.up = max(c.up+z-driftSlack, 0)
+	c.down = max(c.down-z-driftSlack, 0)
+	if c.up < driftAlarm && c.down < driftAlarm {
+		return
+	}
+	c.up, c.down = 0, 0
+	if c.lessons > 2*bucketMemory {
+		c.drifts++
+	}
+	for i := range c.buckets {
+		c.buckets[i].fade(driftKeeps)
+	}
+}
+
+// uncertainty is the variance of a prediction relative to itself.
+func (c *class) uncertainty(x *vector) float64 {
+	v := 0.0
+	for i := range x {
+		for j := range x {
+			v += x[i] * c.cover[i][j] * x[j]
+		}
+	}
+	return max(v, 0)
+}
+
+func (b *bucket) add(x *vector, y, weight float64) {
+	const keep = 1 - math.Ln2/bucketMemory
+	b.fade(keep)
+	for i := range x {
+		for j := range x {
+			b.xx[i][j] += weight * x[i] * x[j]
+		}
+		b.xy[i] += weight * x[i] * y
+	}
+	b.count += weight
+}
+
+func (b *bucket) fade(keep float64) {
+	for i := range b.xx {
+		for j := range b.xx {
+			b.xx[i][j] *= keep
+		}
+		b.xy[i] *= keep
+	}
+	b.count *= keep
+}
+
+// fit finds the parameters, none negative, that explain the prior and the
+// lessons best, and how sure they are.
+func (c *class) fit() {
+	c.unfit = 0
+	c.version++
+	var info [dims][dims]float64
+	var sum vector
+	for k := range c.buckets {
+		b := &c.buckets[k]
+		if b.count == 0 {
+			continue
+		}
+		for i := range sum {
+			for j := range sum {
+				info[i][j] += b.xx[i][j] / c.noise
+			}
+			sum[i] += b.xy[i] / c.noise
+		}
+	}
+	for i := range sum {
+		p := 1 / (c.spread * c.spread)
+		info[i][i] += p
+		if c.scale[i] > 0 {
+			sum[i] += p // the prior is 1 in units of scale
+		}
+	}
+	descend(&info, &sum, &c.theta)
+	for i := range c.scale {
+		if c.scale[i] == 0 {
+			c.theta[i] = 0
+		}
+	}
+	c.cover = invert(&info)
+}
+
+// descend minimises θᵀAθ/2 − bᵀθ over θ ≥ 0 by coordinate descent from θ.
+func descend(a *[dims][dims]float64, b, theta *vector) {
+	const sweeps = 60
+	for range sweeps {
+		moved := 0.0
+		for i := range theta {
+			g := b[i]
+			for j := range theta {
+				if j != i {
+					g -= a[i][j] * theta[j]
+				}
+			}
+			next := max(g/a[i][i], 0)
+			moved = max(moved, math.Abs(next-theta[i]))
+			theta[i] = next
+		}
+		if moved < 1e-6 {
+			return
+		}
+	}
+}
+
+// invert returns the inverse of a symmetric positive definite matrix by Gauss and
+// Jordan; pivots stay positive without exchange.
+func invert(a *[dims][dims]float64) [dims][dims]float64 {
+	m := *a
+	var inv [dims][dims]float64
+	for i := range inv {
+		inv[i][i] = 1
+	}
+	for p := range m {
+		d := 1 / m[p][p]
+		for j := range m {
+			m[p][j] *= d
+			inv[p][j] *= d
+		}
+		for i := range m {
+			if i == p {
+				continue
+			}
+			f := m[i][p]
+			for j := range m {
+				m[i][j] -= f * m[p][j]
+				inv[i][j] -= f * inv[p][j]
+			}
+		}
+	}
+	return inv
+}

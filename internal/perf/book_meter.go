@@ -1,0 +1,167 @@
+package perf
+
+import (
+	"math"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Job is one attempt's entry in a Book: made by Sent, closed exactly once by
+// Done or Drop. The zero Job is closed.
+type Job struct {
+	slot     int
+	open     bool
+	decoding bool // past its first token
+
+	prompt, uncached fleet.Tokens
+	pairs            float64
+	sent, first      fleet.Time
+	origin           float64 // the meter's clock when its output was 0
+	at               totals  // the meter's totals at its first token
+	ttft, tpot       float64 // predicted when sent, s; 0 unknown
+}
+
+// Open reports whether the attempt stands in the book.
+func (j *Job) Open() bool { return j.open }
+
+// Predicted returns what was predicted when the attempt was sent, in seconds; 0
+// unknown.
+func (j *Job) Predicted() (ttft, tpot float64) { return j.ttft, j.tpot }
+
+// totals are what an endpoint has done since it was added, as far as the gateway
+// can tell.
+type totals struct {
+	seqs   float64 // ∫ n dt, sequence seconds
+	kv     float64 // ∫ K dt, token seconds
+	prompt float64 // prompt tokens computed
+	pairs  float64 // attention pairs computed
+}
+
+// rateWindow is over how long the rate of prompt tokens is averaged: long
+// enough to hold a few prompts, short beside a change of load.
+const rateWindow = 15 * time.Second
+
+// meter keeps count of what one endpoint is doing. Its clock counts decode steps
+// as the belief says they pass, so that the context of what decodes grows between
+// reports.
+type meter struct {
+	now   fleet.Time
+	clock float64
+	totals
+
+	decoding int
+	context  float64 // K
+	ahead    int
+	backlog  fleet.Tokens
+	waiting  fleet.Tokens // prompt tokens of those ahead, cached ones included
+	pairs    float64
+	from     fleet.Time // since when the first of those ahead is computed
+	rate     float64    // prompt tokens per second
+
+	pending prefill
+}
+
+// prefill is a run of prompt tokens whose computing has been timed, kept until
+// no other first token of the same step can join it.
+type prefill struct {
+	at            fleet.Time
+	span          float64 // s
+	prompt, pairs float64
+	requests      int
+	seqs, kv      float64 // beside it
+	idle          bool    // it began when nothing was ahead
+}
+
+// pass lets the meter run on to now under the believed step.
+func (m *meter) pass(now fleet.Time, s *Step) {
+	dt := now.Sub(m.now).Seconds()
+	if dt <= 0 {
+		return
+	}
+	m.now = now
+	n := float64(m.decoding)
+	m.totals.seqs += n * dt
+	m.totals.kv += m.context * dt
+	if m.decoding > 0 {
+		steps := dt * (1 - s.prefillShare(m.rate)) / max(s.Time(Work{Seqs: n, KV: m.context}), 1e-5)
+		m.clock += steps
+		m.context += n * steps
+	}
+	m.rate *= math.Exp(-dt / rateWindow.Seconds())
+}
+
+// sent counts a request that has been dispatched.
+func (m *meter) sent(j *Job) {
+	if m.ahead == 0 {
+		m.from = j.sent
+	}
+	m.ahead++
+	m.backlog += j.uncached
+	m.waiting += j.prompt
+	m.pairs += j.pairs
+	m.rate += float64(j.uncached) / rateWindow.Seconds()
+}
+
+// arrived takes a request off those ahead.
+func (m *meter) arrived(j *Job) {
+	m.ahead--
+	m.backlog -= j.uncached
+	m.waiting -= j.prompt
+	m.pairs = max(m.pairs-j.pairs, 0)
+}
+
+// join lets a request decode that has had its first token.
+func (m *meter) join(j *Job) {
+	m.totals.prompt += float64(j.uncached)
+	m.totals.pairs += j.pairs
+	m.decoding++
+	j.decoding, j.first, j.at = true, m.now, m.totals
+	j.origin = m.clock - 1 // one token is there
+	m.context += float64(j.prompt) + 1
+}
+
+// leave takes a request away, wherever it stands.
+func (m *meter) leave(j *Job) {
+	if !j.decoding {
+		m.arrived(j)
+		m.from = m.now // whoever was behind it begins now, if it did not before
+		return
+	}
+	m.decoding--
+	m.context -= float64(j.prompt) + m.clock - j.origin
+	if m.decoding == 0 {
+		m.context = 0 // what rounding left
+	}
+}
+
+// corrected tells how much output a request really has.
+func (m *meter) corrected(j *Job, output fleet.Tokens) {
+	origin := m.clock - float64(output)
+	m.context += j.origin - origin
+	j.origin = origin
+}
+
+// load returns what a request would meet, others' requests included, which look
+// like ours.
+func (m *meter) load(others int) Load {
+	l := Load{
+		Decoding: m.decoding, Active: fleet.Tokens(max(m.context, 0)), Ahead: m.ahead, Backlog: m.backlog, Pairs: m.pairs, PromptRate: m.rate,
+	}
+	if m.ahead > 0 {
+		l.Elapsed = max(m.now.Sub(m.from), 0)
+	}
+	if others > 0 {
+		each := fleet.Tokens(othersContext)
+		if m.decoding > 0 {
+			each = l.Active / fleet.Tokens(m.decoding)
+		}
+		l.Decoding += others
+		l.Active += each * fleet.Tokens(others)
+	}
+	return l
+}
+
+// othersContext is the context assumed of a sequence that another gateway sent,
+// in tokens, where none of ours is beside it to go by.
+const othersContext = 1000

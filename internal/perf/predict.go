@@ -1,0 +1,126 @@
+package perf
+
+import (
+	"math"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+)
+
+// Load is what a request would meet at an endpoint, as far as the gateway can
+// tell.
+type Load struct {
+	Decoding   int           // sequences past their first token
+	Active     fleet.Tokens  // tokens of context those sequences hold
+	Ahead      int           // requests that wait for their first token
+	Backlog    fleet.Tokens  // their prompt tokens, not yet computed
+	Pairs      float64       // attention pairs of those tokens
+	Elapsed    time.Duration // how long the first of them has been computed on
+	PromptRate float64       // prompt tokens per second that come to be computed, lately
+	Output     float64       // output tokens a sequence there is expected to have; 0 unknown
+	Budget     fleet.Tokens  // tokens per step; 0 means DefaultBudget
+	MaxSeqs    int           // sequences per step; 0 unknown
+	KVTokens   fleet.Tokens  // KV capacity; 0 unknown
+}
+
+// DefaultBudget is the token budget per step assumed when the engine does not
+// tell: vLLM's default for GPUs with 80 GB.
+const DefaultBudget fleet.Tokens = 8192
+
+// maxPrefillShare bounds the share of an engine's time that prefill is believed
+// to take from decoding: beyond it the engine is overloaded and the prediction
+// is a lower bound.
+const maxPrefillShare = 0.9
+
+// Pairs returns the attention pairs of computing so many tokens of a prompt
+// after those that are cached.
+func Pairs(cached, uncached fleet.Tokens) float64 {
+	u := float64(uncached)
+	return u*float64(cached) + u*(u-1)/2
+}
+
+// TTFT predicts the time from dispatch to first token of a request whose prompt
+// has cached tokens in the endpoint's cache and uncached ones still to compute:
+// the wait for a place, then all prompt tokens ahead of it and its own, in steps
+// that also decode. It returns 0 when the step is unknown.
+func (s Step) TTFT(l Load, cached, uncached fleet.Tokens) time.Duration {
+	return seconds(s.FirstToken(&l, cached, uncached))
+}
+
+// TPOT predicts the time per output token of a request with context tokens of
+// its own beside the load, 0 when the step is unknown.
+func (s Step) TPOT(l Load, context fleet.Tokens) time.Duration {
+	return seconds(s.PerToken(&l, context))
+}
+
+// FirstToken is TTFT in seconds.
+func (s Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
+	if !s.Known() {
+		return 0
+	}
+	uncached = max(uncached, 1)
+	ahead := 0.0
+	if l.Ahead > 0 {
+		ahead = s.prefill(l, float64(l.Backlog), l.Pairs)
+		// The first of them is part done; those behind it have not begun.
+		ahead -= min(l.Elapsed.Seconds(), ahead/float64(l.Ahead))
+	} else if l.Decoding > 0 {
+		// On average half a step is under way when the request arrives.
+		ahead = s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) / 2
+	}
+	return s.PerRequest + s.admission(l, cached+uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+}
+
+// prefill returns the seconds that computing prompt tokens takes beside the
+// decoding sequences.
+func (s Step) prefill(l *Load, prompt, pairs float64) float64 {
+	if prompt <= 0 {
+		return 0
+	}
+	budget := l.Budget
+	if budget <= 0 {
+		budget = DefaultBudget
+	}
+	room := max(float64(budget)-float64(l.Decoding), 1)
+	steps := math.Ceil(prompt / room)
+	return steps * s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active), Prompt: prompt / steps, Pairs: pairs / steps})
+}
+
+// admission returns the seconds until the engine has a seat and KV cache for one
+// more request of so many prompt tokens: as long as the sequences there take to
+// end and free what is missing.
+func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
+	if l.Decoding == 0 {
+		return 0
+	}
+	short := 0.0 // of what all decoding sequences hold, the share that must be freed
+	if l.MaxSeqs > 0 {
+		short = float64(l.Decoding+l.Ahead+1-l.MaxSeqs) / float64(l.Decoding)
+	}
+	if l.KVTokens > 0 && l.Active > 0 {
+		short = max(short, float64(l.Active+l.Backlog+prompt-l.KVTokens)/float64(l.Active))
+	}
+	if short <= 0 {
+		return 0
+	}
+	life := max(l.Output, 1) * s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
+	// Sequences of one length that began at different times end evenly over a life.
+	return min(short, 1) * life
+}
+
+// PerToken is TPOT in seconds.
+func (s Step) PerToken(l *Load, context fleet.Tokens) float64 {
+	if !s.Known() {
+		return 0
+	}
+	t := s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active + context)})
+	return t / (1 - s.prefillShare(l.PromptRate))
+}
+
+// prefillShare returns the share of its time an engine spends on so many prompt
+// tokens per second.
+func (s Step) prefillShare(rate float64) float64 {
+	return min(max(s.PerPrompt*rate, 0), maxPrefillShare)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
