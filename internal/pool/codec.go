@@ -279,6 +279,7 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Int(int64(c.InFlight))
 		e.Float(c.Score)
 		e.Duration(c.TTFT)
+		e.Duration(c.TPOT)
 		e.Duration(c.SampleAge)
 		e.Uint(uint64(c.Adapter))
 	}

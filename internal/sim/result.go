@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"time"
 
 	"penstock.dev/penstock/internal/enginesim"
@@ -15,7 +16,8 @@ type Result struct {
 	Retries                        int
 	Good                           int // done within the targets
 	TTFT, TPOT, E2E                stat.Hist
-	PromptTokens, CachedTokens     int64 // of requests that had a first token
+	TTFTError, TPOTError           stat.Hist // |predicted/measured - 1| of what was predicted at dispatch, in millionths
+	PromptTokens, CachedTokens     int64     // of requests that had a first token
 	OutputTokens                   int64
 	Preemptions                    uint64
 	PerReplica                     []int         // requests dispatched
@@ -29,6 +31,7 @@ func newResult(replicas int) *Result {
 
 func (res *Result) firstToken(q *request, o enginesim.Output) {
 	res.TTFT.Observe(int64(q.first.Sub(q.start)))
+	predicted(&res.TTFTError, q.ttft, q.first.Sub(q.sent))
 	res.PromptTokens += int64(q.Input)
 	res.CachedTokens += int64(o.Cached)
 }
@@ -41,12 +44,20 @@ func (res *Result) done(q *request, at fleet.Time, t Targets) {
 	if q.Output > 1 {
 		tpot = at.Sub(q.first) / time.Duration(q.Output-1)
 		res.TPOT.Observe(int64(tpot))
+		predicted(&res.TPOTError, q.tpot, tpot)
 	}
 	res.E2E.Observe(int64(e2e))
 	if (t.TTFT == 0 || ttft <= t.TTFT) && (t.TPOT == 0 || tpot <= t.TPOT) && (t.E2E == 0 || e2e <= t.E2E) {
 		res.Good++
 	}
 	res.first, res.last = min(res.first, q.start), max(res.last, at)
+}
+
+// predicted observes the error of a prediction, unless there was none.
+func predicted(h *stat.Hist, believed, measured time.Duration) {
+	if believed > 0 && measured > 0 {
+		h.Observe(int64(math.Abs(float64(believed)/float64(measured)-1) * 1e6))
+	}
 }
 
 func (r *run) finish() {

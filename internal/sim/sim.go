@@ -22,7 +22,8 @@ import (
 type Replica struct {
 	Physics enginesim.Physics // its truth
 	Limits  fleet.Limits      // KVTokens, MaxSeqs and BudgetTokens must be set
-	Step    perf.Step         // belief, zero for none
+	Variant uint64            // replicas of one variant are believed to be equals
+	Step    perf.Step         // belief before anything is measured, zero for none
 }
 
 // Fault is something that happens to a replica at a time.
@@ -125,8 +126,11 @@ type engine struct {
 type request struct {
 	workload.Request
 	start   fleet.Time
+	sent    fleet.Time // when it was last dispatched
 	first   fleet.Time // when the client saw its first token; 0 before
 	attempt int
+	ttft    time.Duration // predicted at its last dispatch; 0 unknown
+	tpot    time.Duration
 	ended   bool
 }
 
@@ -215,7 +219,7 @@ func (r *run) boot(i int) error {
 	}
 	en.Engine = e
 	if en.gen++; en.gen == 1 {
-		r.step(&pool.Endpoint{Endpoint: endpointID(i), Gen: 1, Limits: rep.Limits, Step: rep.Step})
+		r.step(&pool.Endpoint{Endpoint: endpointID(i), Gen: 1, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step})
 	}
 	return nil
 }
@@ -253,7 +257,8 @@ func (r *run) arrive(i int) {
 	}
 	r.res.Arrived++
 	r.step(&pool.Arrive{
-		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), MaxOut: fleet.Tokens(q.Output), Chain: chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens),
+		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), Chain: chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens),
+		Terms: fleet.Terms{SLO: fleet.SLO{TTFT: r.c.Targets.TTFT, TPOT: r.c.Targets.TPOT}},
 	})
 	if i == r.ahead {
 		r.feed()

@@ -13,7 +13,7 @@ import (
 func (r *run) act(a pool.Action) {
 	switch a.Kind {
 	case pool.Dispatch:
-		r.dispatch(indexOf(a.Req), int(a.Endpoint)-1, a.Attempt)
+		r.dispatch(indexOf(a.Req), int(a.Endpoint)-1, a.Attempt, a.Decision)
 	case pool.Refuse:
 		r.res.Refused++
 		r.end(indexOf(a.Req))
@@ -23,9 +23,9 @@ func (r *run) act(a pool.Action) {
 }
 
 // dispatch sends request i to replica k.
-func (r *run) dispatch(i, k, attempt int) {
+func (r *run) dispatch(i, k, attempt int, d *fleet.Decision) {
 	q := &r.requests[i]
-	q.attempt = attempt
+	q.attempt, q.sent, q.ttft, q.tpot = attempt, r.now, d.Candidates[0].TTFT, d.Candidates[0].TPOT
 	if attempt > 1 {
 		r.res.Retries++
 	}
