@@ -3,6 +3,7 @@ package route
 import (
 	"math"
 
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/kv"
 )
 
@@ -28,6 +29,7 @@ type blockNode struct {
 	key     kv.Key
 	next    int32 // in the bucket
 	holders int32
+	used    fleet.Time // for indexes that forget by age
 }
 
 // blockHold says that a slot holds a block, and where it is in the slot's LRU.
@@ -36,6 +38,7 @@ type blockHold struct {
 	slot         int32
 	nextHolder   int32
 	newer, older int32
+	refs         int32 // for indexes that count who uses a block
 }
 
 type blockSlot struct {
@@ -124,6 +127,22 @@ func (x *blockLRU) insert(slot, capacity int, b blocking, chain []kv.Key) {
 	}
 }
 
+// shrink evicts slot's oldest blocks until it holds at most capacity.
+func (x *blockLRU) shrink(slot, capacity int) {
+	for x.slots[slot].held > capacity {
+		x.drop(x.slots[slot].oldest)
+	}
+}
+
+// evict makes every slot forget a block.
+func (x *blockLRU) evict(ref int32) {
+	for h := x.nodes[ref].holders; h != none; {
+		next := x.holds[h].nextHolder
+		x.drop(h)
+		h = next
+	}
+}
+
 // clear forgets everything slot holds, and its capacity.
 func (x *blockLRU) clear(slot int) {
 	if slot >= len(x.slots) {
@@ -145,17 +164,16 @@ func (x *blockLRU) find(k kv.Key) int32 {
 	return ref
 }
 
-func (x *blockLRU) touch(slot int, k kv.Key) {
+// touch makes k the most recent of slot, and returns the hold.
+func (x *blockLRU) touch(slot int, k kv.Key) int32 {
 	ref := x.find(k)
 	if ref == none {
 		ref = x.addNode(k)
 	}
-	for h := x.nodes[ref].holders; h != none; h = x.holds[h].nextHolder {
-		if int(x.holds[h].slot) == slot {
-			x.unlink(h)
-			x.linkNewest(h)
-			return
-		}
+	if h := x.hold(ref, slot); h != none {
+		x.unlink(h)
+		x.linkNewest(h)
+		return h
 	}
 	h := x.freeHold
 	if h == none {
@@ -168,6 +186,16 @@ func (x *blockLRU) touch(slot int, k kv.Key) {
 	x.nodes[ref].holders = h
 	x.slots[slot].held++
 	x.linkNewest(h)
+	return h
+}
+
+// hold returns slot's hold of a block.
+func (x *blockLRU) hold(ref int32, slot int) int32 {
+	h := x.nodes[ref].holders
+	for h != none && int(x.holds[h].slot) != slot {
+		h = x.holds[h].nextHolder
+	}
+	return h
 }
 
 func (x *blockLRU) addNode(k kv.Key) int32 {

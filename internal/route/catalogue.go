@@ -30,6 +30,13 @@ var catalogue = map[string]func(Spec) (Policy, error){
 	// Rivals: what others route by, for comparison (docs/decisions/0012-rivals.md).
 	"llm-d":           plain(func() Policy { return newLLMD() }),
 	"llm-d-optimized": plain(func() Policy { return newLLMDOptimized() }),
+	"llm-d-latency":   plain(func() Policy { return newLLMDLatency() }),
+	"dynamo":          plain(func() Policy { return newDynamo() }),
+	"sglang":          plain(func() Policy { return newSGLang(false) }),
+	"sglang-gateway":  plain(func() Policy { return newSGLang(true) }),
+	"aibrix":          plain(func() Policy { return newAIBrix() }),
+
+	"aibrix-least-latency": plain(func() Policy { return &aibrixLeastLatency{} }),
 }
 
 // Names returns the policies' names, sorted.

@@ -12,6 +12,7 @@ import (
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -22,6 +23,7 @@ import (
 //	policy name=P [endpoints=N] [key-tokens=N] [seed=N]   a new policy and view
 //	set slot=N [slot=N] FIELD=X...                         what the view says of a slot
 //	pick chain=a:10,b:5 [prompt=N] [only=0,2] [n=N]        a request, or n alike
+//	     [output=N] [ttft=D] [tpot=D]
 //	leave slot=N                                           the slot's endpoint is gone
 //
 // A chain is runs of equal text, so many keys of each, and * is a text that was
@@ -100,6 +102,12 @@ func (s *rivalScript) set(t *testing.T, td *datadriven.TestData) {
 				v.Backlog[i] = fleet.Tokens(atoi(t, x))
 			case "active":
 				v.Active[i] = fleet.Tokens(atoi(t, x))
+			case "step": // s per step, per prompt token, per sequence
+				v.Step[i].Base, v.Step[i].PerPrompt, v.Step[i].PerSeq = atof(t, a.Vals[0]), atof(t, a.Vals[1]), atof(t, a.Vals[2])
+			case "decoding":
+				v.Load[i].Decoding = atoi(t, x)
+			case "ahead": // prompt tokens of one request
+				v.Load[i].Ahead, v.Load[i].Backlog = 1, fleet.Tokens(atoi(t, x))
 			case "matched":
 				v.Matched[i] = fleet.Tokens(atoi(t, x))
 			default:
@@ -110,7 +118,7 @@ func (s *rivalScript) set(t *testing.T, td *datadriven.TestData) {
 }
 
 func (s *rivalScript) pick(t *testing.T, td *datadriven.TestData) string {
-	q := Query{Now: s.now, Chain: s.chain(t, td), KeyTokens: s.keyTokens, Candidates: all(len(s.view.ID)), Output: 1}
+	q := Query{Now: s.now, Chain: s.chain(t, td), KeyTokens: s.keyTokens, Candidates: all(len(s.view.ID)), Output: fleet.Tokens(intOf(t, td, "output", 1))}
 	q.Prompt = fleet.Tokens(intOf(t, td, "prompt", int(float64(len(q.Chain))*s.keyTokens)))
 	q.SLO.TTFT, q.SLO.TPOT = durationOf(t, argOf(td, "ttft")), durationOf(t, argOf(td, "tpot"))
 	if only := argOf(td, "only"); only != "" {
@@ -238,29 +246,36 @@ func traffic(n int) [][]kv.Key {
 	return out
 }
 
+// steady returns a function that asks a rival once, after enough requests that
+// its indexes are full and its scratch is grown.
+func steady(tb testing.TB, name string, n int) func() {
+	p, v, r := mustNew(tb, Spec{Name: name}), world(n), stat.NewRand(1, "steady")
+	for i := range n {
+		v.Gauges[i] = fleet.Gauges{Known: fleet.KnownKVCapacity, KVBlocks: 400}
+		v.Step[i] = perf.Step{Base: 0.01, PerPrompt: 1e-4, PerSeq: 1e-4}
+	}
+	reqs, out := traffic(2048), Plan{Score: make([]float64, n)}
+	q := Query{Candidates: all(n), KeyTokens: 64, Prompt: 6400, Output: 100}
+	i := 0
+	step := func() {
+		q.Chain = reqs[i%len(reqs)]
+		i++
+		q.Now += fleet.Time(time.Millisecond)
+		p.Pick(v, &q, r, &out)
+		v.InFlight[out.Chosen] = (v.InFlight[out.Chosen] + 1) % 4
+	}
+	for range 2*len(reqs) + 16*n {
+		step()
+	}
+	return step
+}
+
 // TestRivalsDoNotAllocate holds policies with an index of their own to the
-// promise of all policies, in the steady state of full indexes.
+// promise of all policies.
 func TestRivalsDoNotAllocate(t *testing.T) {
 	for _, name := range rivals() {
 		for _, n := range []int{8, 512} {
-			p, v, r := mustNew(t, Spec{Name: name}), world(n), stat.NewRand(1, "alloc")
-			for i := range n {
-				v.Gauges[i] = fleet.Gauges{Known: fleet.KnownKVCapacity, KVBlocks: 400}
-			}
-			reqs, out := traffic(8*n), Plan{Score: make([]float64, n)}
-			q := Query{Candidates: all(n), KeyTokens: 64, Prompt: 6400, Output: 100}
-			next := 0
-			step := func() {
-				q.Chain = reqs[next%len(reqs)]
-				next++
-				q.Now += fleet.Time(time.Millisecond)
-				p.Pick(v, &q, r, &out)
-				v.InFlight[out.Chosen] = (v.InFlight[out.Chosen] + 1) % 8
-			}
-			for range 4 * len(reqs) {
-				step()
-			}
-			if got := testing.AllocsPerRun(200, step); got != 0 {
+			if got := testing.AllocsPerRun(200, steady(t, name, n)); got != 0 {
 				t.Errorf("%s at %d endpoints allocates %v times per pick", name, n, got)
 			}
 		}
@@ -271,25 +286,75 @@ func BenchmarkRivals(b *testing.B) {
 	for _, name := range rivals() {
 		for _, n := range []int{8, 512} {
 			b.Run(fmt.Sprintf("%s/endpoints=%d", name, n), func(b *testing.B) {
-				p, v, r := mustNew(b, Spec{Name: name}), world(n), stat.NewRand(1, "bench")
-				reqs, out := traffic(8*n), Plan{Score: make([]float64, n)}
-				q := Query{Candidates: all(n), KeyTokens: 64, Prompt: 6400, Output: 100}
-				i := 0
-				step := func() {
-					q.Chain = reqs[i%len(reqs)]
-					i++
-					q.Now += fleet.Time(time.Millisecond)
-					p.Pick(v, &q, r, &out)
-					v.InFlight[out.Chosen] = (v.InFlight[out.Chosen] + 1) % 8
-				}
-				for range 2 * len(reqs) {
-					step()
-				}
+				step := steady(b, name, n)
 				b.ReportAllocs()
 				for b.Loop() {
 					step()
 				}
 			})
 		}
+	}
+}
+
+// TestBlockLRU compares the index with lists and a search.
+func TestBlockLRU(t *testing.T) {
+	const slots, capacity = 3, 7
+	x, r := newBlockLRU(), stat.NewRand(3, "blocks")
+	x.grow(slots)
+	var naive [slots][]kv.Key // oldest first
+	one := blocking{stride: 1, perKey: 1, maxBlock: 100}
+	for i := range 20_000 {
+		slot := r.IntN(slots)
+		var chain []kv.Key
+		for range r.IntN(5) {
+			chain = append(chain, kv.Key(r.IntN(12)))
+		}
+		if i%500 == 499 {
+			x.clear(slot)
+			naive[slot] = nil
+		}
+		x.insert(slot, capacity, one, chain)
+		for _, k := range chain {
+			naive[slot] = append(slices.DeleteFunc(naive[slot], func(o kv.Key) bool { return o == k }), k)
+			naive[slot] = naive[slot][max(len(naive[slot])-capacity, 0):]
+		}
+		distinct := map[kv.Key]bool{}
+		for s := range slots {
+			at := x.slots[s].oldest
+			for _, k := range naive[s] {
+				distinct[k] = true
+				if at == none || x.nodes[x.holds[at].node].key != k {
+					t.Fatalf("step %d: slot %d differs from %v", i, s, naive[s])
+				}
+				at = x.holds[at].newer
+			}
+			if at != none || x.slots[s].held != len(naive[s]) {
+				t.Fatalf("step %d: slot %d holds %d, want %d", i, s, x.slots[s].held, len(naive[s]))
+			}
+		}
+		if x.live != len(distinct) {
+			t.Fatalf("step %d: %d blocks live, want %d", i, x.live, len(distinct))
+		}
+	}
+}
+
+// TestDynamoReleases ends all requests: nothing may stay held.
+func TestDynamoReleases(t *testing.T) {
+	p, v, r := newDynamo(), world(2), stat.NewRand(5, "dynamo")
+	q, out := Query{Candidates: all(2), KeyTokens: 64, Prompt: 6400}, Plan{Score: make([]float64, 2)}
+	reqs := traffic(50)
+	for range 5000 {
+		q.Chain = reqs[r.IntN(len(reqs))]
+		p.Pick(v, &q, r, &out)
+		v.InFlight[out.Chosen]++
+		if c := r.IntN(2); v.InFlight[c] > r.IntN(20) {
+			v.InFlight[c]--
+		}
+	}
+	v.InFlight[0], v.InFlight[1] = 0, 0
+	q.Chain = nil
+	p.Pick(v, &q, r, &out)
+	if p.active.slots[0].held+p.active.slots[1].held != 0 || p.active.live != 0 {
+		t.Errorf("held %d and %d, %d live", p.active.slots[0].held, p.active.slots[1].held, p.active.live)
 	}
 }

@@ -6,6 +6,7 @@ package route
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -66,10 +67,12 @@ type Leaver interface{ Leave(slot int) }
 
 // pickBest sets p.Chosen to the candidate with the highest score; ties go to
 // one of them at random, so that several gateways with equal views do not herd.
+// Candidates without a score are passed over; one must have one.
 func pickBest(q *Query, r *stat.Rand, p *Plan) {
 	best, ties := -1, 0
 	for _, c := range q.Candidates {
 		switch {
+		case math.IsNaN(p.Score[c]):
 		case best < 0 || p.Score[c] > p.Score[best]:
 			best, ties = c, 1
 		case p.Score[c] == p.Score[best]:
