@@ -53,6 +53,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		// A new process: nothing cached, nothing known against it. What was in
 		// flight is reported as failed by whoever carried it.
 		b.deps.Index.Clear(slot)
+		b.tellLeft(slot)
 		b.deps.Health.Add(slot)
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
 		b.endpoints[slot].sample, b.endpoints[slot].serves = Sample{}, nil
@@ -83,11 +84,21 @@ func (b *Brain) drop(slot int, out []Action) []Action {
 		}
 	}
 	b.deps.Index.Clear(slot)
+	b.tellLeft(slot)
 	b.deps.Health.Remove(slot)
 	b.deps.Perf.Remove(slot)
 	delete(b.slots, b.endpoints[slot].Endpoint.Endpoint)
 	b.endpoints[slot] = endpoint{}
 	return out
+}
+
+// tellLeft tells policies that keep something by slot that it is void.
+func (b *Brain) tellLeft(slot int) {
+	for _, p := range [...]route.Policy{b.deps.Policy, b.deps.Shadow} {
+		if l, ok := p.(route.Leaver); ok {
+			l.Leave(slot)
+		}
+	}
 }
 
 func (b *Brain) freeSlot() int {
