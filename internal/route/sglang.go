@@ -2,6 +2,7 @@ package route
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -73,8 +74,8 @@ func (p *sglang) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 		pickBest(q, r, out)
 	}
 	// From leaf to root, so that leaves are older and go first.
-	for i := len(q.Chain) - 1; i >= 0; i-- {
-		p.index.touch(out.Chosen, q.Chain[i])
+	for _, k := range slices.Backward(q.Chain) {
+		p.index.touch(out.Chosen, k)
 	}
 }
 
