@@ -70,6 +70,7 @@ var rooms = map[string]room{
 
 	"enginesim/server": {may: "@nouns enginesim", why: "its wire code is its own, so that one misreading cannot hide on both sides"},
 	"sim":              {may: "@pure enginesim", why: "the simulator drives brains itself; shells run on the wall clock"},
+	"lab":              {may: "@pure enginesim sim", why: "experiments are cells of the simulator; they serve nobody"},
 	"bench":            {may: "@nouns workload", why: "a load generator that read answers with the gateway's code would share its mistakes"},
 
 	"app":      {may: "*", why: "the composition root knows everything"},

@@ -124,3 +124,15 @@ func (s Step) prefillShare(rate float64) float64 {
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// Followers returns how many requests are expected to wait behind one more
+// prompt at an endpoint: an engine whose prompts keep it busy for the share ρ of
+// its time has ρ/(1−ρ) of them in line (M/M/1).
+func (s Step) Followers(l *Load) float64 {
+	rho := s.prefillShare(l.PromptRate)
+	return rho / (1 - rho)
+}
+
+// Guess stands for an engine of which nothing is known: the order of magnitude of
+// an 8B model on a data-centre accelerator.
+func Guess() Step { return weakPrior }

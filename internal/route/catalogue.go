@@ -25,6 +25,7 @@ var catalogue = map[string]func(Spec) (Policy, error){
 	"least-request":   plain(func() Policy { return leastRequest{} }),
 	"p2c":             plain(func() Policy { return p2c{} }),
 	"prefix-affinity": plain(func() Policy { return prefixAffinity{} }),
+	"predictive":      plain(func() Policy { return predictive{} }),
 	"weighted":        newWeighted,
 
 	// Rivals: what others route by, for comparison (docs/decisions/0012-rivals.md).
