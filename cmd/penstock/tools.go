@@ -21,6 +21,9 @@ type engineCmd struct {
 	Engine       string        `enum:"vllm,sglang" default:"vllm" help:"Whose surface to show: ${enum}."`
 	Accelerator  string        `help:"Accelerator (default H100)."`
 	TP           int           `name:"tp" default:"2" help:"Tensor parallelism, in accelerators."`
+	DP           int           `name:"dp" default:"1" help:"Data-parallel ranks behind this one address."`
+	EP           int           `name:"ep" default:"1" help:"Groups that experts are dealt to."`
+	Precision    string        `placeholder:"FORMAT" help:"Of weights and arithmetic: bf16, fp8 or fp4 (default: as published)."`
 	Speedup      float64       `default:"1" help:"Run so many times faster than life."`
 	Factor       float64       `default:"1" help:"Multiply step times: above 1 is a slow replica."`
 	Noise        float64       `default:"0.05" help:"Spread of step times, 0 to 1."`
@@ -71,7 +74,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 	n, err := server.Listen(c.Listen, server.Config{
 		TLS: secure,
 		Options: server.Options{
-			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
+			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, DP: c.DP, EP: c.EP, Precision: c.Precision, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
 			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
 			Engine: c.Engine, LoRAs: c.LoRA, MaxLoRAs: c.MaxLoRAs, LoadLoRA: c.LoadLoRA,
 			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,

@@ -68,7 +68,7 @@ var rooms = map[string]room{
 	"obs":           {may: "@pure gateway live", why: "signals are made of what the front and the brain report"},
 	"admin":         {may: "@pure live obs", why: "the simulated lab reaches the page as a function, not as an import"},
 
-	"enginesim/server": {may: "@nouns enginesim", why: "its wire code is its own, so that one misreading cannot hide on both sides"},
+	"enginesim/server": {may: "@nouns enginesim catalog", why: "its wire code is its own, so that one misreading cannot hide on both sides"},
 	"sim":              {may: "@pure enginesim", why: "the simulator drives brains itself; shells run on the wall clock"},
 	"lab":              {may: "@pure enginesim sim", why: "experiments are cells of the simulator; they serve nobody"},
 	"bench":            {may: "@nouns workload", why: "a load generator that read answers with the gateway's code would share its mistakes"},

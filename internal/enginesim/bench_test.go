@@ -34,10 +34,10 @@ func mooncakeLike(n int) []Request {
 // share at any time.
 func BenchmarkRequest(b *testing.B) {
 	spec := qwen(b, 2)
-	roofline := spec.Roofline()
+	roofline := NewRoofline(spec)
 	roofline.Noise = 0.05
 	reqs := mooncakeLike(4096)
-	e := newEngine(b, Config{Physics: roofline, KVTokens: spec.KVTokens()})
+	e := newEngine(b, Config{Physics: roofline, KVTokens: capacity(spec)})
 	r := stat.NewRand(1, "arrivals")
 	var out []Output
 	now, next, i := fleet.Time(0), fleet.Never, 0
@@ -89,7 +89,7 @@ func BenchmarkChain(b *testing.B) {
 
 func TestSteadyStateAllocatesNothing(t *testing.T) {
 	spec := qwen(t, 2)
-	e := newEngine(t, Config{Physics: spec.Roofline(), KVTokens: 60_000})
+	e := newEngine(t, Config{Physics: NewRoofline(spec), KVTokens: 60_000})
 	chains := make([][]uint64, 20)
 	for i := range chains {
 		chains[i] = chainOf(400, 100, uint32(i))

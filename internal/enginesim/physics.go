@@ -19,6 +19,9 @@ type Batch struct {
 	// Attention is the attention work of the chunks (A): the sum over prompt
 	// tokens of the tokens before each, in token pairs.
 	Attention float64
+	// Others is the tokens that other ranks of a lockstep set compute in the same
+	// step: they go through the same experts.
+	Others fleet.Tokens
 }
 
 // Tokens returns the number of tokens the step computes.
@@ -50,47 +53,6 @@ type Speedup struct {
 // StepTime returns the inner step's time divided by By.
 func (s Speedup) StepTime(b Batch) time.Duration {
 	return max(1, time.Duration(float64(s.Physics.StepTime(b))/s.By))
-}
-
-// Roofline gives a step the time its slower resource needs (Williams, Waterman
-// and Patterson, 2009), for the two families of kernels that take turns in a
-// transformer:
-//
-//	linear    = max(weights read / bandwidth, FLOPs / peak)
-//	attention = KV read / bandwidth + attention FLOPs / peak
-//	step      = (linear + attention + overhead) x factor x noise
-//
-// Within a linear layer loading weights overlaps with multiplying, hence the
-// max; linear and attention layers follow one another, hence the sum. All
-// coefficients are seconds on one replica: parallelism and efficiencies are
-// divided out when it is made (see Spec.Roofline).
-type Roofline struct {
-	Weights   float64 // s to read the weights once
-	Linear    float64 // s of matrix multiplication per token
-	KV        float64 // s to read one token's KV
-	Attention float64 // s of attention arithmetic per token pair
-	Overhead  float64 // s per step: launches, scheduling, all-reduce latency
-	Sequence  float64 // s per sequence in the step: sampling and input preparation
-
-	Factor float64 // slowness of this replica; 0 means 1, 1.1 is 10 % slower
-	Noise  float64 // standard deviation of the log of a step's time; 0 for none
-	Seed   uint64  // of the noise; replicas need different ones
-}
-
-// StepTime returns the step's duration.
-func (r *Roofline) StepTime(b Batch) time.Duration {
-	tokens := padded(int(b.Tokens()))
-	s := max(r.Weights, r.Linear*float64(tokens)) +
-		r.KV*float64(b.Context) + r.Attention*b.Attention +
-		r.Overhead + r.Sequence*float64(b.Decodes+b.Prefills)
-	if r.Factor > 0 {
-		s *= r.Factor
-	}
-	if r.Noise > 0 {
-		// The mean of the log-normal stays 1: noise must not slow a replica down.
-		s *= math.Exp(r.Noise*normal(r.Seed, b.Step) - r.Noise*r.Noise/2)
-	}
-	return max(1, time.Duration(s*1e9))
 }
 
 // padded is the number of tokens a captured graph computes for a batch of n:

@@ -1,12 +1,14 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/pool"
@@ -18,18 +20,15 @@ import (
 // qwen is a fleet of n replicas of the default engine.
 func qwen(t testing.TB, n int, policy string) Config {
 	t.Helper()
-	model, err := enginesim.FindModel("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	accelerator, err := enginesim.FindAccelerator("")
-	if err != nil {
+	model, errModel := catalog.FindModel("")
+	accelerator, errAccelerator := catalog.FindAccelerator("")
+	if err := errors.Join(errModel, errAccelerator); err != nil {
 		t.Fatal(err)
 	}
 	c := Config{Pool: pool.Default(), Seed: 1, Scrape: time.Second, Hop: time.Millisecond}
 	c.Pool.Policy = route.Spec{Name: policy}
 	for i := range n {
-		physics := enginesim.Spec{Model: model, Accelerator: accelerator, TP: 2}.Roofline()
+		physics := enginesim.NewRoofline(catalog.Serving{Shape: model, Accelerator: accelerator, TP: 2})
 		physics.Factor, physics.Noise, physics.Seed = 1, 0.05, uint64(i)
 		c.Replicas = append(c.Replicas, Replica{Physics: physics, Limits: fleet.Limits{KVTokens: 298_000, MaxSeqs: 256, BudgetTokens: 8192}})
 	}

@@ -160,9 +160,9 @@ func (s *Server) createEmbeddings(w http.ResponseWriter, r *http.Request) {
 
 // dimensions is the length of an embedding: what the model has inside.
 func (s *Server) dimensions() int {
-	spec, err := s.options.spec()
+	spec, err := s.options.serving()
 	if err != nil {
 		panic(err) // New has looked
 	}
-	return spec.Model.Hidden
+	return spec.Shape.Hidden
 }

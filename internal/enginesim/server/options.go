@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/stat"
@@ -19,9 +20,11 @@ const (
 // H100 at the speed of life, with vLLM's surface and defaults.
 type Options struct {
 	Engine      string // VLLM or SGLang; empty: VLLM
-	Model       string // of enginesim's catalogue; empty: the first. Also the name it is served under.
-	Accelerator string // of enginesim's catalogue; empty: the first
-	TP          int    // GPUs: 1, 2, 4 or 8; 0: 2
+	Model       string // of the catalogue; empty: the first. Also the name it is served under.
+	Accelerator string // of the catalogue; empty: the first
+	TP          int    // tensor parallelism, in accelerators; 0: 2
+	DP, EP      int    // data-parallel ranks behind this one surface, and groups of experts; 0: 1
+	Precision   string // of weights and arithmetic, as catalog.ParsePrecision reads it; empty: as published
 	Replica     int    // index among replicas of one fleet; gives each its own noise
 
 	Speedup float64 // divides all times; 0: 1
@@ -66,9 +69,9 @@ func (o Options) withDefaults() Options {
 	fill(&o.BudgetTokens, 8192)
 	fill(&o.OutputMean, 200)
 	fill(&o.MaxLoRAs, 1)
-	if spec, err := o.spec(); err == nil {
-		o.Model, o.Accelerator = spec.Model.Name, spec.Accelerator.Name
-		fill(&o.KVTokens, spec.KVTokens())
+	if s, err := o.serving(); err == nil {
+		o.Model, o.Accelerator, o.DP, o.EP = s.Shape.Name, s.Accelerator.Name, s.DP, s.EP
+		fill(&o.KVTokens, fleet.Tokens(s.KVTokens())/enginesim.BlockTokens*enginesim.BlockTokens)
 		fill(&o.MaxModelLen, min(131_072, o.KVTokens))
 	}
 	return o
@@ -81,13 +84,14 @@ func fill[T comparable](field *T, value T) {
 	}
 }
 
-func (o Options) spec() (enginesim.Spec, error) {
-	m, errModel := enginesim.FindModel(o.Model)
-	a, errAccelerator := enginesim.FindAccelerator(o.Accelerator)
-	if err := errors.Join(errModel, errAccelerator); err != nil {
-		return enginesim.Spec{}, err
+func (o Options) serving() (catalog.Serving, error) {
+	m, errModel := catalog.FindModel(o.Model)
+	a, errAccelerator := catalog.FindAccelerator(o.Accelerator)
+	p, errPrecision := catalog.ParsePrecision(o.Precision)
+	if err := errors.Join(errModel, errAccelerator, errPrecision); err != nil {
+		return catalog.Serving{}, err
 	}
-	s := enginesim.Spec{Model: m, Accelerator: a, TP: o.TP}
+	s := catalog.Serving{Shape: m, Accelerator: a, TP: o.TP, DP: o.DP, EP: o.EP, Weights: p, Engine: o.Engine}.Normal()
 	return s, s.Validate()
 }
 
@@ -95,7 +99,7 @@ func (o Options) spec() (enginesim.Spec, error) {
 // name and what would be right.
 func (o Options) Validate() error {
 	o = o.withDefaults()
-	_, err := o.spec()
+	_, err := o.serving()
 	errs := []error{err}
 	check := func(ok bool, name string, value any, want string) {
 		if !ok {
@@ -160,13 +164,13 @@ type throttle struct {
 
 // newEngine builds the engine of valid options with defaults filled in.
 func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
-	spec, err := o.spec()
+	s, err := o.serving()
 	if err != nil {
 		return nil, nil, err
 	}
-	r := spec.Roofline()
+	r := enginesim.NewRoofline(s)
 	r.Factor, r.Noise, r.Seed = o.Factor, o.Noise, stat.Mix64(o.Seed+uint64(o.Replica))
-	t := &throttle{Speedup: enginesim.Speedup{Physics: r, By: o.Speedup}, factor: 1}
+	t := &throttle{Speedup: enginesim.Speedup{Physics: enginesim.Ranks{Rank: r, N: s.DP}, By: o.Speedup}, factor: 1}
 	t.set(1)
 	e, err := enginesim.New(enginesim.Config{
 		Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
