@@ -13,14 +13,16 @@ import (
 const neverSampled time.Duration = -1
 
 func (b *Brain) onConfigure(ev *Configure, out []Action) []Action {
-	if p, err := route.New(ev.Config.Policy); err == nil {
-		// A policy that cannot be made is refused when configuration is loaded;
+	if p, err := route.New(ev.Config.Policy); err == nil && !ev.Config.Policy.Equal(b.config.Policy) {
+		// A policy that stays keeps what it knows. A policy that cannot be made is refused when configuration is loaded;
 		// here the old one stays rather than leaving the pool without any.
 		b.deps.Policy = p
 	}
-	b.deps.Shadow = nil
-	if p, err := route.New(ev.Config.Shadow); err == nil {
-		b.deps.Shadow = p
+	if !ev.Config.Shadow.Equal(b.config.Shadow) {
+		b.deps.Shadow = nil
+		if p, err := route.New(ev.Config.Shadow); err == nil {
+			b.deps.Shadow = p
+		}
 	}
 	b.config = ev.Config
 	b.deps.Queue.SetConfig(ev.Config.Queue)

@@ -15,6 +15,9 @@ type Spec struct {
 	Weights map[string]float64 `json:"weights,omitempty"`
 }
 
+// Equal reports whether both name the same policy with the same settings.
+func (s Spec) Equal(o Spec) bool { return s.Name == o.Name && maps.Equal(s.Weights, o.Weights) }
+
 // DefaultPolicy is the policy of a pool that names none.
 const DefaultPolicy = "prefix-affinity"
 

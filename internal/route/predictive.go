@@ -45,9 +45,9 @@ func (predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 
 // cost is the predicted cost of sending the request to c, in seconds.
 func cost(v *View, q *Query, c int) float64 {
-	s, l := &v.Step[c], &v.Load[c]
+	s, l := v.Step[c], &v.Load[c]
 	if !s.Known() {
-		s = &guess
+		s = perf.Guess()
 	}
 	cached := min(v.Matched[c], q.Prompt)
 	uncached := max(q.Prompt-cached, 1)
@@ -77,9 +77,6 @@ func cost(v *View, q *Query, c int) float64 {
 	}
 	return sec
 }
-
-// guess stands for endpoints of which nothing is known yet.
-var guess = perf.Guess()
 
 // allowed is the time that the SLO allows the whole answer, in seconds.
 func allowed(q *Query) float64 {
