@@ -141,13 +141,17 @@ func (b *Book) Backlog(i int) (backlog, active fleet.Tokens) {
 }
 
 func (s *slot) pass(now fleet.Time) {
+	step := s.believed()
+	s.meter.pass(now, &step)
+}
+
+// believed is the slot's step, or a guess while it is unknown.
+func (s *slot) believed() Step {
 	s.refresh()
 	if s.step.Known() {
-		s.meter.pass(now, &s.step)
-		return
+		return s.step
 	}
-	guess := s.class.guess()
-	s.meter.pass(now, &guess)
+	return s.class.guess()
 }
 
 // Ask is a request as the book sees it.
@@ -162,16 +166,17 @@ func (b *Book) Output(a Ask) fleet.Tokens { return b.lengths.expect(a) }
 
 // Sent opens j for a request dispatched to a slot, with the tokens of its prompt
 // believed cached there.
-func (b *Book) Sent(now fleet.Time, i int, prompt, cached fleet.Tokens, j *Job) {
+func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, j *Job) {
 	s := &b.slots[i]
 	s.pass(now)
-	uncached := max(prompt-cached, 1)
-	*j = Job{slot: i, open: true, prompt: prompt, uncached: uncached, pairs: Pairs(cached, uncached), sent: now}
+	uncached := max(a.Prompt-cached, 1)
+	*j = Job{slot: i, open: true, prompt: a.Prompt, uncached: uncached, pairs: Pairs(cached, uncached), sent: now}
 	if s.step.Known() {
 		l := b.Load(now, i, 0)
-		j.ttft, j.tpot = s.step.FirstToken(&l, cached, uncached), s.step.PerToken(&l, prompt)
+		j.ttft, j.tpot = s.step.FirstToken(&l, cached, uncached), s.step.PerToken(&l, a.Prompt, float64(b.lengths.expect(a)))
 	}
-	s.meter.sent(j)
+	step := s.believed()
+	s.meter.sent(j, &step)
 }
 
 // First tells that j's first token has come.

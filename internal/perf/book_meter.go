@@ -38,9 +38,9 @@ type totals struct {
 	pairs  float64 // attention pairs computed
 }
 
-// rateWindow is over how long the rate of prompt tokens is averaged: long
-// enough to hold a few prompts, short beside a change of load.
-const rateWindow = 15 * time.Second
+// prefillWindow is over how long the share of prompts is averaged: long enough
+// to hold a few of them, short beside a change of load.
+const prefillWindow = 30 * time.Second
 
 // meter keeps count of what one endpoint is doing. Its clock counts decode steps
 // as the belief says they pass, so that the context of what decodes grows between
@@ -57,7 +57,8 @@ type meter struct {
 	waiting  fleet.Tokens // prompt tokens of those ahead, cached ones included
 	pairs    float64
 	from     fleet.Time // since when the first of those ahead is computed
-	rate     float64    // prompt tokens per second
+	prefill  float64    // share of its time that prompts take
+	arrivals float64    // prompts per second
 
 	pending prefill
 }
@@ -84,15 +85,17 @@ func (m *meter) pass(now fleet.Time, s *Step) {
 	m.totals.seqs += n * dt
 	m.totals.kv += m.context * dt
 	if m.decoding > 0 {
-		steps := dt * (1 - s.prefillShare(m.rate)) / max(s.Time(Work{Seqs: n, KV: m.context}), 1e-5)
+		steps := dt * (1 - prefillShare(m.prefill)) / max(s.Time(Work{Seqs: n, KV: m.context}), 1e-5)
 		m.clock += steps
 		m.context += n * steps
 	}
-	m.rate *= math.Exp(-dt / rateWindow.Seconds())
+	fade := math.Exp(-dt / prefillWindow.Seconds())
+	m.prefill *= fade
+	m.arrivals *= fade
 }
 
 // sent counts a request that has been dispatched.
-func (m *meter) sent(j *Job) {
+func (m *meter) sent(j *Job, s *Step) {
 	if m.ahead == 0 {
 		m.from = j.sent
 	}
@@ -100,7 +103,8 @@ func (m *meter) sent(j *Job) {
 	m.backlog += j.uncached
 	m.waiting += j.prompt
 	m.pairs += j.pairs
-	m.rate += float64(j.uncached) / rateWindow.Seconds()
+	m.arrivals += 1 / prefillWindow.Seconds()
+	m.prefill += s.Prompt(j.uncached, j.pairs) / prefillWindow.Seconds()
 }
 
 // arrived takes a request off those ahead.
@@ -146,7 +150,7 @@ func (m *meter) corrected(j *Job, output fleet.Tokens) {
 // like ours.
 func (m *meter) load(others int) Load {
 	l := Load{
-		Decoding: m.decoding, Active: fleet.Tokens(max(m.context, 0)), Ahead: m.ahead, Backlog: m.backlog, Pairs: m.pairs, PromptRate: m.rate,
+		Decoding: m.decoding, Active: fleet.Tokens(max(m.context, 0)), Ahead: m.ahead, Backlog: m.backlog, Pairs: m.pairs, Prefill: m.prefill, Arrivals: m.arrivals,
 	}
 	if m.ahead > 0 {
 		l.Elapsed = max(m.now.Sub(m.from), 0)

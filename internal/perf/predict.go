@@ -16,7 +16,8 @@ type Load struct {
 	Backlog    fleet.Tokens  // their prompt tokens, not yet computed
 	Pairs      float64       // attention pairs of those tokens
 	Elapsed    time.Duration // how long the first of them has been computed on
-	PromptRate float64       // prompt tokens per second that come to be computed, lately
+	Prefill    float64       // share of the endpoint's time that prompts take, lately; may exceed 1
+	Arrivals   float64       // prompts per second that come to be computed, lately
 	Output     float64       // output tokens a sequence there is expected to have; 0 unknown
 	Budget     fleet.Tokens  // tokens per step; 0 means DefaultBudget
 	MaxSeqs    int           // sequences per step; 0 unknown
@@ -50,7 +51,7 @@ func (s Step) TTFT(l Load, cached, uncached fleet.Tokens) time.Duration {
 // TPOT predicts the time per output token of a request with context tokens of
 // its own beside the load, 0 when the step is unknown.
 func (s Step) TPOT(l Load, context fleet.Tokens) time.Duration {
-	return seconds(s.PerToken(&l, context))
+	return seconds(s.PerToken(&l, context, l.Output))
 }
 
 // FirstToken is TTFT in seconds.
@@ -108,19 +109,26 @@ func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
 	return min(short, 1) * life
 }
 
-// PerToken is TPOT in seconds.
-func (s Step) PerToken(l *Load, context fleet.Tokens) float64 {
+// PerToken is TPOT in seconds, of an answer that is expected to have output
+// tokens: what a step takes in the middle of it, and what prompts that come
+// meanwhile add. Short answers mostly end before one comes, and the prediction
+// is what is typical, not the mean over those few that a long prompt hits.
+func (s Step) PerToken(l *Load, context fleet.Tokens, output float64) float64 {
 	if !s.Known() {
 		return 0
 	}
-	t := s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active + context)})
-	return t / (1 - s.prefillShare(l.PromptRate))
+	t := s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active+context) + output/2})
+	meets := -math.Expm1(-l.Arrivals * output * t)
+	return t / (1 - prefillShare(l.Prefill)*meets)
 }
 
-// prefillShare returns the share of its time an engine spends on so many prompt
-// tokens per second.
-func (s Step) prefillShare(rate float64) float64 {
-	return min(max(s.PerPrompt*rate, 0), maxPrefillShare)
+// prefillShare bounds a share of time that prompts take.
+func prefillShare(share float64) float64 { return min(max(share, 0), maxPrefillShare) }
+
+// Prompt returns the seconds that computing so many prompt tokens adds to the
+// steps they are computed in.
+func (s Step) Prompt(tokens fleet.Tokens, pairs float64) float64 {
+	return s.PerPrompt*float64(tokens) + s.PerPair*pairs
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -128,8 +136,8 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 // Followers returns how many requests are expected to wait behind one more
 // prompt at an endpoint: an engine whose prompts keep it busy for the share ρ of
 // its time has ρ/(1−ρ) of them in line (M/M/1).
-func (s Step) Followers(l *Load) float64 {
-	rho := s.prefillShare(l.PromptRate)
+func Followers(l *Load) float64 {
+	rho := prefillShare(l.Prefill)
 	return rho / (1 - rho)
 }
 

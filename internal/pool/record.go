@@ -61,7 +61,9 @@ func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) 
 		return
 	}
 	c.TTFT = b.view.Step[i].TTFT(b.view.Load[i], c.Matched, r.Prompt-c.Matched)
-	c.TPOT = b.view.Step[i].TPOT(b.view.Load[i], r.Prompt)
+	l := b.view.Load[i]
+	l.Output = float64(b.query.Output)
+	c.TPOT = b.view.Step[i].TPOT(l, r.Prompt)
 	if len(d.Candidates) == keep {
 		d.Candidates = d.Candidates[:keep-1]
 	}

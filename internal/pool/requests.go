@@ -292,7 +292,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	e.dispatched++
 	e.inFlight++
 	e.peak = max(e.peak, e.inFlight)
-	b.deps.Perf.Sent(b.now, slot, r.Prompt, b.view.Matched[slot], &r.job)
+	b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &r.job)
 	b.deps.Index.Insert(slot, r.Chain)
 	if r.Adapter != fleet.NoAdapter {
 		e.adapters.Use(r.Adapter)

@@ -172,7 +172,7 @@ func (p *aibrixLeastLatency) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 	for _, c := range q.Candidates {
 		out.Score[c] = math.NaN()
 		if s, l := &v.Step[c], &v.Load[c]; s.Known() {
-			out.Score[c] = 0 - (s.FirstToken(l, 0, prompt) + output*s.PerToken(l, prompt))
+			out.Score[c] = 0 - (s.FirstToken(l, 0, prompt) + output*s.PerToken(l, prompt, output))
 			known = true
 		}
 	}

@@ -103,7 +103,7 @@ func (p *llmdLatency) predict(v *View, q *Query, total int) bool {
 		cached := min(max(q.Prompt-1, 0), q.Prompt*fleet.Tokens(p.count[c])/fleet.Tokens(max(total, 1)))
 		h := headroom{
 			ttft: q.SLO.TTFT.Seconds() - s.FirstToken(l, cached, q.Prompt-cached),
-			tpot: q.SLO.TPOT.Seconds() - s.PerToken(l, q.Prompt), known: true,
+			tpot: q.SLO.TPOT.Seconds() - s.PerToken(l, q.Prompt, float64(max(q.Output, 1))), known: true,
 		}
 		switch {
 		case q.SLO.TTFT == 0 && q.SLO.TPOT > 0:

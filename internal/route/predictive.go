@@ -55,23 +55,23 @@ func cost(v *View, q *Query, c int) float64 {
 	context := q.Prompt + q.Output/2
 
 	ttft := s.FirstToken(l, cached, uncached)
-	tpot := s.PerToken(l, context)
-	prefill := s.PerPrompt*float64(uncached) + s.PerPair*perf.Pairs(cached, uncached)
+	tpot := s.PerToken(l, q.Prompt, output)
+	prefill := s.Prompt(uncached, perf.Pairs(cached, uncached))
 	longer := s.PerSeq + s.PerKV*float64(context)
 	others := float64(l.Decoding + l.Ahead)
 
 	sec := ttft + output*tpot + others*(prefill+output*longer)
-	sec += s.Followers(l) * prefill
+	sec += perf.Followers(l) * prefill
 	sec += fullness(v, c, uncached) * prefill * (1 + others)
 	if q.SLO.TTFT > 0 {
 		target := q.SLO.TTFT.Seconds()
-		after := s.Followers(l)
+		after := perf.Followers(l)
 		m := chance(ttft, target, ttftSpread) + after*(chance(ttft+prefill, target, ttftSpread)-chance(ttft, target, ttftSpread))
 		sec += m * allowed(q)
 	}
 	if q.SLO.TPOT > 0 {
 		target := q.SLO.TPOT.Seconds()
-		before := s.PerToken(l, 0)
+		before := s.PerToken(l, 0, output)
 		after := tpot + prefill/output
 		sec += (chance(tpot, target, tpotSpread) + others*(chance(after, target, tpotSpread)-chance(before, target, tpotSpread))) * allowed(q)
 	}
