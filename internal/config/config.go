@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"time"
 
 	"penstock.dev/penstock/internal/engine"
@@ -33,6 +34,8 @@ type Fleet struct {
 	Scrape Scrape `json:"scrape"`
 	// Reload says how a changed file is taken on while serving.
 	Reload Reload `json:"reload"`
+	// Accelerators are data sheets beside those of the built-in catalogue.
+	Accelerators []Accelerator `json:"accelerators"`
 	// Pools are the models served and the endpoints that serve them.
 	Pools []Pool `json:"pools"`
 
@@ -92,6 +95,9 @@ type Pool struct {
 	Dialect string `json:"dialect"`
 	// Endpoints are the servers. At least one, unless they come from elsewhere.
 	Endpoints []Endpoint `json:"endpoints"`
+	// Variants are the ways in which the model is served: what is believed of
+	// endpoints that name one, and what is simulated.
+	Variants []Variant `json:"variants"`
 	// Engine is what is known of every endpoint of the pool.
 	Engine Engine `json:"engine"`
 	// Credentials are what the gateway shows the engines; the secret stays in the
@@ -113,6 +119,9 @@ type Endpoint struct {
 	URL string `json:"url"`
 	// Name is unique in the pool; host and port of the URL by default.
 	Name string `json:"name"`
+	// Variant is the name of its variant; that of the pool's only variant by
+	// default.
+	Variant string `json:"variant"`
 }
 
 // Engine is what is known of an engine beforehand; what is not given is learnt
@@ -194,16 +203,25 @@ func (p *Pool) setDefaults() {
 
 // Load reads a file and returns the fleet, or every problem found, each with
 // the path of its field.
-func Load(path string) (Fleet, []error) {
+func Load(path string) (Fleet, []error) { return load(path, true) }
+
+// LoadSimulated is Load for a fleet that is only simulated: pools need no
+// endpoints if they have variants.
+func LoadSimulated(path string) (Fleet, []error) { return load(path, false) }
+
+func load(path string, serve bool) (Fleet, []error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return Fleet{}, []error{fmt.Errorf("read fleet file: %w", err)}
 	}
-	return Parse(raw)
+	return parse(raw, filepath.Dir(path), serve)
 }
 
-// Parse reads a file's content; see Load.
-func Parse(raw []byte) (Fleet, []error) {
+// Parse reads a file's content; see Load. Paths in it are relative to the
+// working directory.
+func Parse(raw []byte) (Fleet, []error) { return parse(raw, "", true) }
+
+func parse(raw []byte, dir string, serve bool) (Fleet, []error) {
 	f := Default()
 	// The identity must be written, not assumed.
 	f.APIVersion, f.Kind = "", ""
@@ -211,7 +229,9 @@ func Parse(raw []byte) (Fleet, []error) {
 		return f, errs
 	}
 	f.complete()
-	return f, f.Validate()
+	var errs problems
+	f.resolve(dir, &errs)
+	return f, append(f.validate(serve), errs...)
 }
 
 // complete fills what depends on other fields.

@@ -133,6 +133,9 @@ func fieldsOf(v reflect.Value, dst map[string]reflect.Value) {
 			fieldsOf(v.Field(i), dst)
 			continue
 		}
+		if !f.IsExported() {
+			continue // ours, not the file's
+		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		dst[name] = v.Field(i)
 	}

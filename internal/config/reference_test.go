@@ -29,9 +29,11 @@ func TestReferenceIsCurrent(t *testing.T) {
 	f := Default()
 	var p Pool
 	p.setDefaults()
-	p.Endpoints = []Endpoint{{}}
+	var v Variant
+	v.setDefaults()
+	p.Endpoints, p.Variants = []Endpoint{{}}, []Variant{v}
 	f.Pools = []Pool{p}
-	f.Objectives = []Objective{{}}
+	f.Objectives, f.Accelerators = []Objective{{}}, []Accelerator{{}}
 	r.table("", reflect.ValueOf(f))
 	fmt.Fprintf(&r.b, "\nDialects: %s. Policies: %s. Scorers of `weighted`: %s.\n",
 		strings.Join(engine.DialectNames(), ", "), strings.Join(route.Names(), ", "), strings.Join(route.ScorerNames(), ", "))
@@ -70,6 +72,9 @@ func (r *reference) table(path string, v reflect.Value) {
 		f, fv := v.Type().Field(i), v.Field(i)
 		if f.Anonymous {
 			r.table(path, fv)
+			continue
+		}
+		if !f.IsExported() {
 			continue
 		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")

@@ -17,7 +17,10 @@ func (p *problems) add(path, format string, args ...any) {
 }
 
 // Validate returns every problem of a completed fleet, in order of the file.
-func (f Fleet) Validate() []error {
+func (f Fleet) Validate() []error { return f.validate(true) }
+
+// validate is Validate; only a fleet that serves needs endpoints.
+func (f Fleet) validate(serve bool) []error {
 	var errs problems
 	if f.APIVersion != APIVersion {
 		errs.add("apiVersion", "must be %q, is %q", APIVersion, f.APIVersion)
@@ -41,7 +44,7 @@ func (f Fleet) Validate() []error {
 	names, models := map[string]int{}, map[string]int{}
 	for i := range f.Pools {
 		path := fmt.Sprintf("pools[%d]", i)
-		f.Pools[i].validate(path, &errs)
+		f.Pools[i].validate(path, serve, &errs)
 		unique(&errs, path+".name", f.Pools[i].Name, i, names, "pools[%d]")
 		unique(&errs, path+".model", f.Pools[i].Model, i, models, "pools[%d]")
 	}
@@ -92,14 +95,14 @@ func (l Limits) validate(errs *problems) {
 	positive(errs, "limits.writeTimeout", l.WriteTimeout)
 }
 
-func (p *Pool) validate(path string, errs *problems) {
+func (p *Pool) validate(path string, serve bool, errs *problems) {
 	if p.Model == "" {
 		errs.add(path+".model", "is required: the name that clients ask for")
 	}
 	if _, err := engine.DialectByName(p.Dialect); err != nil {
 		errs.add(path+".dialect", "%w", err)
 	}
-	if len(p.Endpoints) == 0 && !p.any() {
+	if len(p.Endpoints) == 0 && !p.any() && (serve || len(p.Variants) == 0) {
 		errs.add(path+".endpoints", "is empty: a pool needs endpoints here, or endpointsFile, dns or api")
 	}
 	p.Sources.validate(path, errs)
@@ -146,9 +149,16 @@ func (e Engine) validate(path string, errs *problems) {
 		{"stepMs.perSeq", e.StepMs.PerSeq},
 		{"stepMs.perKV", e.StepMs.PerKV},
 		{"stepMs.perPrompt", e.StepMs.PerPrompt},
+		{"stepMs.perPair", e.StepMs.PerPair},
+		{"stepMs.experts", e.StepMs.Experts},
+		{"stepMs.touch", e.StepMs.Touch},
+		{"stepMs.perRequest", e.StepMs.PerRequest},
 	} {
 		if f.value < 0 {
 			errs.add(path+"."+f.name, "must not be negative, is %v", f.value)
 		}
+	}
+	if e.StepMs.Touch > 1 {
+		errs.add(path+".stepMs.touch", "must be between 0 and 1, is %v", e.StepMs.Touch)
 	}
 }
