@@ -1,0 +1,244 @@
+package perf
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/stat"
+)
+
+// server is a toy engine with a known step: it computes one prompt at a time,
+// decodes nothing meanwhile, and decodes in lockstep.
+type server struct {
+	step Step
+	rand *stat.Rand
+	seqs []*toy
+}
+
+type toy struct {
+	job     Job
+	ask     Ask
+	made    int
+	context float64
+}
+
+// play sends so many requests of a size to a slot of b at a concurrency and
+// returns the time when the last has ended. A step decodes a token of every
+// sequence and computes at most one prompt.
+func (s *server) play(b *Book, slot int, now fleet.Time, requests, concurrency int, prompt, output fleet.Tokens) fleet.Time {
+	for sent := 0; sent < requests || len(s.seqs) > 0; {
+		w := Work{Seqs: float64(len(s.seqs)), KV: s.context()}
+		var q *toy
+		extra := 0.0
+		if sent < requests && len(s.seqs) < concurrency {
+			q = &toy{ask: Ask{Key: 1, Prompt: prompt}, context: float64(prompt)}
+			b.Sent(now, slot, q.ask, 0, &q.job)
+			sent++
+			w.Prompt, w.Pairs, extra = float64(prompt), Pairs(0, prompt), s.step.PerRequest
+		}
+		now = now.Add(seconds(s.step.Time(w)*s.noise() + extra))
+		if q != nil {
+			b.First(now, &q.job)
+			s.seqs = append(s.seqs, q)
+		}
+		live := s.seqs[:0]
+		for _, q := range s.seqs {
+			q.made++
+			q.context++
+			if q.made < int(output) {
+				live = append(live, q)
+				continue
+			}
+			b.Done(now, &q.job, q.ask, output)
+		}
+		s.seqs = live
+	}
+	return now
+}
+
+func (s *server) context() float64 {
+	sum := 0.0
+	for _, q := range s.seqs {
+		sum += q.context
+	}
+	return sum
+}
+
+func (s *server) noise() float64 { return 1 + 0.05*(2*s.rand.Float64()-1) }
+
+// rig is a book with endpoints of one variant, each on a server of its own.
+func rig(prior Step, truth ...Step) (*Book, []*server) {
+	b := NewBook()
+	var servers []*server
+	for i, s := range truth {
+		b.Add(i, 7, prior, fleet.Limits{BudgetTokens: 8192})
+		servers = append(servers, &server{step: s, rand: stat.NewRand(uint64(i), "toy")})
+	}
+	return b, servers
+}
+
+// error is how far a slot's belief is off the truth for a batch.
+func off(b *Book, slot int, truth Step, w Work) float64 {
+	s := b.Step(slot)
+	return math.Abs(s.Time(w)/truth.Time(w) - 1)
+}
+
+var (
+	light = Work{Seqs: 2, KV: 2000}
+	heavy = Work{Seqs: 64, KV: 96000}
+)
+
+func TestBookLearnsFromWhatItCarries(t *testing.T) {
+	truth := qwen
+	truth.PerRequest = 4e-3
+	prior := truth.Scale(1.5) // 50 % too slow
+	prior.PerKV, prior.PerPrompt = truth.PerKV/2, truth.PerPrompt/2
+	b, servers := rig(prior, truth)
+	now := servers[0].play(b, 0, 0, 40, 4, 300, 100)
+	now = servers[0].play(b, 0, now, 400, 64, 1000, 200)
+	servers[0].play(b, 0, now, 200, 4, 3000, 200)
+	for name, w := range map[string]Work{"light": light, "heavy": heavy} {
+		if e := off(b, 0, truth, w); e > 0.1 {
+			t.Errorf("%s batch: belief is %.1f %% off after 640 requests, want at most 10", name, 100*e)
+		}
+	}
+	prompt := Work{Prompt: 4000, Pairs: Pairs(0, 4000)}
+	if e := off(b, 0, truth, prompt); e > 0.1 {
+		t.Errorf("prompt of 4,000 tokens: belief is %.1f %% off, want at most 10", 100*e)
+	}
+	if s := b.Standing(0); s.TPOTError > 0.1 {
+		t.Errorf("the latest predictions of TPOT were %.1f %% off, want at most 10", 100*s.TPOTError)
+	}
+}
+
+func TestBookWithoutPriorIsSilentUntilItKnows(t *testing.T) {
+	b, servers := rig(Step{}, qwen)
+	if s := b.Step(0); s.Known() {
+		t.Fatalf("believes %+v before the first measurement", s)
+	}
+	servers[0].play(b, 0, 0, 200, 8, 1000, 100)
+	if e := off(b, 0, qwen, light); e > 0.1 {
+		t.Errorf("belief is %.1f %% off after 200 requests, want at most 10", 100*e)
+	}
+}
+
+func TestBookFindsTheSlowOneAmongEquals(t *testing.T) {
+	b, servers := rig(qwen, qwen, qwen, qwen.Scale(1.2), qwen)
+	for i := range servers {
+		servers[i].play(b, i, 0, 60, 8, 1000, 100)
+	}
+	for i := range servers {
+		want := 1.0
+		if i == 2 {
+			want = 1.2
+		}
+		if s := b.Standing(i); math.Abs(s.Factor-want) > 0.05 {
+			t.Errorf("endpoint %d: factor %.3f±%.3f, want %.1f", i, s.Factor, s.FactorErr, want)
+		}
+	}
+}
+
+func TestQuietTimesDoNotEraseWhatBusyOnesTaught(t *testing.T) {
+	truth := qwen
+	b, servers := rig(truth.Scale(1.4), truth)
+	now := servers[0].play(b, 0, 0, 600, 64, 1000, 200)
+	before := off(b, 0, truth, heavy)
+	servers[0].play(b, 0, now, 1500, 1, 200, 50)
+	if after := off(b, 0, truth, heavy); after > before+0.03 {
+		t.Errorf("heavy batch: %.1f %% off after a quiet time, %.1f before", 100*after, 100*before)
+	}
+}
+
+func TestDriftIsSeenAndFollowed(t *testing.T) {
+	b, servers := rig(qwen, qwen)
+	now := servers[0].play(b, 0, 0, 300, 8, 1000, 100)
+	if n := b.Standing(0).Drifts; n != 0 {
+		t.Fatalf("%d drift alarms on a steady engine", n)
+	}
+	servers[0].step = qwen.Scale(1.6)
+	servers[0].play(b, 0, now, 300, 8, 1000, 100)
+	if n := b.Standing(0).Drifts; n == 0 {
+		t.Error("no drift alarm though the engine became 60 % slower")
+	}
+	if e := off(b, 0, servers[0].step, Work{Seqs: 8, KV: 8500}); e > 0.1 {
+		t.Errorf("belief is %.1f %% off 300 requests after the change, want at most 10", 100*e)
+	}
+}
+
+func TestOneWildMeasurementMovesLittle(t *testing.T) {
+	b, servers := rig(qwen, qwen)
+	now := servers[0].play(b, 0, 0, 100, 8, 1000, 100)
+	before := b.Step(0).Time(light)
+	var j Job
+	b.Sent(now, 0, Ask{Prompt: 1000}, 0, &j)
+	b.First(now.Add(time.Hour), &j)
+	b.Done(now.Add(3*time.Hour), &j, Ask{Prompt: 1000}, 100)
+	if after := b.Step(0).Time(light); math.Abs(after/before-1) > 0.05 {
+		t.Errorf("an answer of three hours moved the belief by %.1f %%", 100*(after/before-1))
+	}
+}
+
+func TestBookKeepsCount(t *testing.T) {
+	b, _ := rig(qwen, qwen)
+	jobs := make([]Job, 20)
+	for i := range jobs {
+		b.Sent(fleet.Time(i), 0, Ask{Prompt: fleet.Tokens(100 + i)}, 50, &jobs[i])
+	}
+	for i := range jobs[:10] {
+		b.First(fleet.Time(100+i), &jobs[i])
+	}
+	b.Progress(2000, &jobs[3], 40)
+	backlog, _ := b.Backlog(0)
+	if want := fleet.Tokens(10*50 + 145); backlog != want {
+		t.Errorf("backlog %d, want %d", backlog, want)
+	}
+	for i := range jobs {
+		if i%2 == 0 {
+			b.Drop(3000, &jobs[i])
+		} else {
+			b.Done(3000, &jobs[i], Ask{}, 40)
+		}
+		b.Drop(4000, &jobs[i]) // a second time changes nothing
+	}
+	if backlog, active := b.Backlog(0); backlog != 0 || active != 0 || b.Open(0) != 0 {
+		t.Errorf("left over: backlog %d, active %d, %d jobs", backlog, active, b.Open(0))
+	}
+}
+
+func TestLengthsFollowWhoAsks(t *testing.T) {
+	b := NewBook()
+	b.Add(0, 0, qwen, fleet.Limits{})
+	for range 50 {
+		for key, out := range map[uint64]fleet.Tokens{1: 20, 2: 2000} {
+			var j Job
+			a := Ask{Key: key, Prompt: 1000}
+			b.Sent(0, 0, a, 0, &j)
+			b.Done(0, &j, a, out)
+		}
+	}
+	short, long := b.Output(Ask{Key: 1, Prompt: 1000}), b.Output(Ask{Key: 2, Prompt: 1000})
+	if short > 150 || long < 1800 {
+		t.Errorf("expected %d and %d tokens of tenants that get 20 and 2,000", short, long)
+	}
+	if got := b.Output(Ask{Key: 2, Prompt: 1000, MaxOut: 64}); got != 64 {
+		t.Errorf("expected %d tokens of an answer limited to 64", got)
+	}
+}
+
+func BenchmarkBook(b *testing.B) {
+	book, _ := rig(qwen, qwen)
+	now := fleet.Time(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		var j Job
+		a := Ask{Key: 1, Prompt: 1000}
+		now = now.Add(time.Millisecond)
+		book.Sent(now, 0, a, 200, &j)
+		now = now.Add(50 * time.Millisecond)
+		book.First(now, &j)
+		now = now.Add(2 * time.Second)
+		book.Done(now, &j, a, 100)
+	}
+}
