@@ -150,9 +150,14 @@ func (s sheet) accelerator() (Accelerator, error) {
 		value, most float64
 		needed      bool
 	}{
-		{"memoryGB", s.MemoryGB, 1e6, true}, {"bandwidthGBps", s.BandwidthGBps, 1e7, true},
-		{"tflops16", s.TFLOPS16, 1e8, true}, {"tflops8", s.TFLOPS8, 1e8, false}, {"tflops4", s.TFLOPS4, 1e8, false},
-		{"linkGBps", s.LinkGBps, 1e7, false}, {"linkDomain", float64(s.LinkDomain), 1e6, false}, {"pricePerHour", s.PricePerHour, 1e6, false},
+		{"memoryGB", s.MemoryGB, 1e6, true},
+		{"bandwidthGBps", s.BandwidthGBps, 1e7, true},
+		{"tflops16", s.TFLOPS16, 1e8, true},
+		{"tflops8", s.TFLOPS8, 1e8, false},
+		{"tflops4", s.TFLOPS4, 1e8, false},
+		{"linkGBps", s.LinkGBps, 1e7, false},
+		{"linkDomain", float64(s.LinkDomain), 1e6, false},
+		{"pricePerHour", s.PricePerHour, 1e6, false},
 	} {
 		switch {
 		case f.value == 0 && f.needed:
