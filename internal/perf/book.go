@@ -120,13 +120,17 @@ func (b *Book) Step(i int) Step {
 }
 
 // Load returns what a request sent now would meet at a slot; others is the number
-// of requests there that are not in the book. It moves the slot's count on to now,
+// of requests there that are not in the book, usage the share of its KV cache in
+// use by its own gauge, negative when unknown. It moves the slot's count on to now,
 // which a replay must do at the same times.
-func (b *Book) Load(now fleet.Time, i, others int) Load {
+func (b *Book) Load(now fleet.Time, i, others int, usage float64) Load {
 	s := &b.slots[i]
 	s.pass(now)
 	l := s.meter.load(others)
 	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
+	if usage >= 0 {
+		l.Held = fleet.Tokens(usage * float64(l.KVTokens))
+	}
 	return l
 }
 
@@ -165,15 +169,14 @@ type Ask struct {
 func (b *Book) Output(a Ask) fleet.Tokens { return b.lengths.expect(a) }
 
 // Sent opens j for a request dispatched to a slot, with the tokens of its prompt
-// believed cached there.
-func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, j *Job) {
+// believed cached there and the load it meets, from Load at the same instant.
+func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, j *Job) {
 	s := &b.slots[i]
 	s.pass(now)
 	uncached := max(a.Prompt-cached, 1)
 	*j = Job{slot: i, open: true, prompt: a.Prompt, uncached: uncached, pairs: Pairs(cached, uncached), sent: now}
 	if s.step.Known() {
-		l := b.Load(now, i, 0)
-		j.ttft, j.tpot = s.step.FirstToken(&l, cached, uncached), s.step.PerToken(&l, a.Prompt, float64(b.lengths.expect(a)))
+		j.ttft, j.tpot = s.step.FirstToken(l, cached, uncached), s.step.PerToken(l, a.Prompt, float64(b.lengths.expect(a)))
 	}
 	step := s.believed()
 	s.meter.sent(j, &step)

@@ -52,6 +52,7 @@ type meter struct {
 
 	decoding int
 	context  float64 // K
+	found    float64 // of it, what was cached already and others may hold too
 	ahead    int
 	backlog  fleet.Tokens
 	waiting  fleet.Tokens // prompt tokens of those ahead, cached ones included
@@ -123,6 +124,7 @@ func (m *meter) join(j *Job) {
 	j.decoding, j.first, j.at = true, m.now, m.totals
 	j.origin = m.clock - 1 // one token is there
 	m.context += float64(j.prompt) + 1
+	m.found += float64(j.prompt - j.uncached)
 }
 
 // leave takes a request away, wherever it stands.
@@ -134,8 +136,9 @@ func (m *meter) leave(j *Job) {
 	}
 	m.decoding--
 	m.context -= float64(j.prompt) + m.clock - j.origin
+	m.found -= float64(j.prompt - j.uncached)
 	if m.decoding == 0 {
-		m.context = 0 // what rounding left
+		m.context, m.found = 0, 0 // what rounding left
 	}
 }
 
@@ -163,6 +166,7 @@ func (m *meter) load(others int) Load {
 		l.Decoding += others
 		l.Active += each * fleet.Tokens(others)
 	}
+	l.Held = l.Active - fleet.Tokens(m.found)
 	return l
 }
 

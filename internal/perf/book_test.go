@@ -34,7 +34,8 @@ func (s *server) play(b *Book, slot int, now fleet.Time, requests, concurrency i
 		extra := 0.0
 		if sent < requests && len(s.seqs) < concurrency {
 			q = &toy{ask: Ask{Key: 1, Prompt: prompt}, context: float64(prompt)}
-			b.Sent(now, slot, q.ask, 0, &q.job)
+			l := b.Load(now, slot, 0, -1)
+			b.Sent(now, slot, q.ask, 0, &l, &q.job)
 			sent++
 			w.Prompt, w.Pairs, extra = float64(prompt), Pairs(0, prompt), s.step.PerRequest
 		}
@@ -172,7 +173,8 @@ func TestOneWildMeasurementMovesLittle(t *testing.T) {
 	now := servers[0].play(b, 0, 0, 100, 8, 1000, 100)
 	before := b.Step(0).Time(light)
 	var j Job
-	b.Sent(now, 0, Ask{Prompt: 1000}, 0, &j)
+	l := b.Load(now, 0, 0, -1)
+	b.Sent(now, 0, Ask{Prompt: 1000}, 0, &l, &j)
 	b.First(now.Add(time.Hour), &j)
 	b.Done(now.Add(3*time.Hour), &j, Ask{Prompt: 1000}, 100)
 	if after := b.Step(0).Time(light); math.Abs(after/before-1) > 0.05 {
@@ -184,7 +186,8 @@ func TestBookKeepsCount(t *testing.T) {
 	b, _ := rig(qwen, qwen)
 	jobs := make([]Job, 20)
 	for i := range jobs {
-		b.Sent(fleet.Time(i), 0, Ask{Prompt: fleet.Tokens(100 + i)}, 50, &jobs[i])
+		l := b.Load(fleet.Time(i), 0, 0, -1)
+		b.Sent(fleet.Time(i), 0, Ask{Prompt: fleet.Tokens(100 + i)}, 50, &l, &jobs[i])
 	}
 	for i := range jobs[:10] {
 		b.First(fleet.Time(100+i), &jobs[i])
@@ -214,7 +217,7 @@ func TestLengthsFollowWhoAsks(t *testing.T) {
 		for key, out := range map[uint64]fleet.Tokens{1: 20, 2: 2000} {
 			var j Job
 			a := Ask{Key: key, Prompt: 1000}
-			b.Sent(0, 0, a, 0, &j)
+			b.Sent(0, 0, a, 0, &Load{}, &j)
 			b.Done(0, &j, a, out)
 		}
 	}
@@ -235,7 +238,8 @@ func BenchmarkBook(b *testing.B) {
 		var j Job
 		a := Ask{Key: 1, Prompt: 1000}
 		now = now.Add(time.Millisecond)
-		book.Sent(now, 0, a, 200, &j)
+		l := book.Load(now, 0, 0, -1)
+		book.Sent(now, 0, a, 200, &l, &j)
 		now = now.Add(50 * time.Millisecond)
 		book.First(now, &j)
 		now = now.Add(2 * time.Second)

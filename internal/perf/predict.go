@@ -22,6 +22,7 @@ type Load struct {
 	Budget     fleet.Tokens  // tokens per step; 0 means DefaultBudget
 	MaxSeqs    int           // sequences per step; 0 unknown
 	KVTokens   fleet.Tokens  // KV capacity; 0 unknown
+	Held       fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
 }
 
 // DefaultBudget is the token budget per step assumed when the engine does not
@@ -69,7 +70,7 @@ func (s Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		// On average half a step is under way when the request arrives.
 		ahead = s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) / 2
 	}
-	return s.PerRequest + s.admission(l, cached+uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+	return s.PerRequest + s.admission(l, uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
 }
 
 // prefill returns the seconds that computing prompt tokens takes beside the
@@ -88,8 +89,8 @@ func (s Step) prefill(l *Load, prompt, pairs float64) float64 {
 }
 
 // admission returns the seconds until the engine has a seat and KV cache for one
-// more request of so many prompt tokens: as long as the sequences there take to
-// end and free what is missing.
+// more request of so many tokens to compute: as long as the sequences there take
+// to end and free what is missing.
 func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
 	if l.Decoding == 0 {
 		return 0
@@ -98,8 +99,8 @@ func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
 	if l.MaxSeqs > 0 {
 		short = float64(l.Decoding+l.Ahead+1-l.MaxSeqs) / float64(l.Decoding)
 	}
-	if l.KVTokens > 0 && l.Active > 0 {
-		short = max(short, float64(l.Active+l.Backlog+prompt-l.KVTokens)/float64(l.Active))
+	if l.KVTokens > 0 && l.Held > 0 {
+		short = max(short, float64(l.Held+l.Backlog+prompt-l.KVTokens)/float64(l.Held))
 	}
 	if short <= 0 {
 		return 0

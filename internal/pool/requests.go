@@ -292,7 +292,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	e.dispatched++
 	e.inFlight++
 	e.peak = max(e.peak, e.inFlight)
-	b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &r.job)
+	b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &b.view.Load[slot], &r.job)
 	b.deps.Index.Insert(slot, r.Chain)
 	if r.Adapter != fleet.NoAdapter {
 		e.adapters.Use(r.Adapter)
@@ -322,11 +322,15 @@ func (b *Brain) look(r *request) {
 		v.Adapter[i] = e.adapters.Fit(r.Adapter)
 		v.SampleAge[i] = b.sampleAge(e)
 		v.Gauges[i] = fleet.Gauges{}
+		usage := -1.0
 		if v.SampleAge[i] != neverSampled && v.SampleAge[i] <= b.config.Signals.StaleAfter {
 			v.Gauges[i] = e.sample.Gauges
+			if e.sample.Gauges.Known.Has(fleet.KnownKVUsage) {
+				usage = e.sample.Gauges.KVUsage
+			}
 			v.InFlight[i] += e.external
 		}
-		v.Step[i], v.Load[i] = b.deps.Perf.Step(i), b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight)
+		v.Step[i], v.Load[i] = b.deps.Perf.Step(i), b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage)
 	}
 }
 
