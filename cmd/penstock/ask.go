@@ -175,14 +175,14 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tgauges' age\t")
+	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tTPOT\tgauges' age\t")
 	for _, c := range a.Candidates {
 		verdict := c.Verdict
 		if c.Adapter != "" {
 			verdict += ", adapter " + c.Adapter
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
-			number(c.TTFTMs, "%.1f ms", "unknown"), number(c.SampleAgeMs, "%.0f ms", "never read"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
+			number(c.TTFTMs, "%.1f ms", "unknown"), number(c.TPOTMs, "%.1f ms", "unknown"), number(c.SampleAgeMs, "%.0f ms", "never read"))
 	}
 	t.Flush()
 	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
@@ -237,6 +237,45 @@ func (c *statusCmd) Run(ctx context.Context, s streams) error {
 				number(e.KVUsage, "%.2f", "?"), number(e.SampleAgeMs, "%.0f ms", "never"), e.Attempts, e.FailedCount)
 		}
 		t.Flush()
+		speeds(s.Out, p.Endpoints)
 	}
 	return nil
+}
+
+// speeds prints what is believed of the endpoints' step times, and names those
+// that are slow.
+func speeds(w io.Writer, endpoints []admin.EndpointStatus) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	head := "\nspeed\tstep\tper sequence\tper 1k context\tper 1k prompt\tlearnt from\tbeside equals\tTTFT error\tTPOT error\t"
+	const k = 1000
+	for _, e := range endpoints {
+		v := e.Speed
+		if v == nil {
+			continue
+		}
+		beside := "-"
+		if v.Factor > 0 {
+			beside = fmt.Sprintf("%.2f±%.2f", v.Factor, v.FactorError)
+		}
+		if head != "" {
+			fmt.Fprintln(t, head)
+			head = ""
+		}
+		fmt.Fprintf(t, "%s\t%.1f ms\t%.3f ms\t%.3f ms\t%.1f ms\t%d\t%s\t%s\t%s\t\n", e.Name, v.BaseMs, v.PerSeqMs, v.PerKVMs*k, v.PerPromptMs*k, v.Lessons, beside,
+			percent(v.TTFTError), percent(v.TPOTError))
+	}
+	t.Flush()
+	for _, e := range endpoints {
+		if v := e.Speed; v != nil && v.Slow {
+			fmt.Fprintf(w, "%s is slow: it takes %.0f %% longer than its equals (±%.0f %%)\n", e.Name, 100*(v.Factor-1), 100*v.FactorError)
+		}
+	}
+}
+
+// percent prints a share that may be unknown.
+func percent(v *float64) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f %%", 100**v)
 }

@@ -138,14 +138,15 @@ func (c *gatewayCmd) Run(ctx context.Context, s streams) error {
 type upCmd struct {
 	portFlags
 	fleetFlags
-	Replicas    int     `default:"4" help:"Simulated engines."`
-	Model       string  `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
-	Accelerator string  `help:"Their accelerator (default H100)."`
-	TP          int     `name:"tp" default:"2" help:"Their tensor parallelism, in accelerators."`
-	KVTokens    int     `name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
-	Noise       float64 `default:"0.05" help:"Spread of their step times, 0 to 1."`
-	Speedup     float64 `default:"1" help:"Run them so many times faster than life."`
-	Traffic     float64 `placeholder:"RPS" help:"Send so many requests a second to ourselves, so that there is something to see."`
+	Replicas    int             `default:"4" help:"Simulated engines."`
+	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
+	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
+	Slow        map[int]float64 `placeholder:"I=X" help:"Make engine I (from 0) X times slower than its equals; repeat for more: --slow 3=1.2."`
+	TP          int             `name:"tp" default:"2" help:"Their tensor parallelism, in accelerators."`
+	KVTokens    int             `name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
+	Noise       float64         `default:"0.05" help:"Spread of their step times, 0 to 1."`
+	Speedup     float64         `default:"1" help:"Run them so many times faster than life."`
+	Traffic     float64         `placeholder:"RPS" help:"Send so many requests a second to ourselves, so that there is something to see."`
 }
 
 // Help shows examples.
@@ -153,6 +154,7 @@ func (upCmd) Help() string {
 	return `Examples:
   penstock up                                        4 simulated engines, no GPU needed
   penstock up --replicas 8 --speedup 10 --traffic 5  a busier, faster fleet
+  penstock up --accelerator H100,A100,L40S --replicas 8 --slow 3=1.2 --traffic 4
   penstock up --policy round-robin                   to compare
   penstock up --endpoints http://localhost:8000      in front of your own engine
   penstock up --config fleet.yaml`
@@ -164,8 +166,8 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 	if !c.real() {
 		var err error
 		sim, err = app.Simulate(server.Options{
-			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed,
-		}, c.Replicas)
+			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed,
+		}, app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow})
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -184,6 +185,26 @@ type EndpointStatus struct {
 	KVUsage     *float64 `json:"kvUsage"`
 	Attempts    uint64   `json:"attempts"`
 	FailedCount uint64   `json:"failedAttempts"`
+	Speed       *Speed   `json:"speed"` // null when nothing is believed of it
+}
+
+// Speed is what is believed of an endpoint's step time, in milliseconds, and how
+// well it has predicted.
+type Speed struct {
+	BaseMs       float64  `json:"baseMs"`                // per step
+	PerSeqMs     float64  `json:"perSequenceMs"`         // per decoding sequence
+	PerKVMs      float64  `json:"perContextTokenMs"`     // per token of context
+	PerPromptMs  float64  `json:"perPromptTokenMs"`      // per prompt token
+	PerPairMs    float64  `json:"perAttentionPairMs"`    // per pair of prompt token and token before it
+	ExpertsMs    float64  `json:"expertsMs,omitempty"`   // to read the weights of all experts
+	PerRequestMs float64  `json:"perRequestMs"`          // per request, outside steps
+	Lessons      int      `json:"lessons"`               // measurements its variant has learnt from
+	Drifts       int      `json:"drifts"`                // times its variant was found changed
+	Factor       float64  `json:"factor,omitempty"`      // slowness beside its equals, whose median is 1
+	FactorError  float64  `json:"factorError,omitempty"` // standard deviation
+	Slow         bool     `json:"slow"`                  // beyond what chance explains
+	TTFTError    *float64 `json:"ttftError"`             // median |predicted/measured - 1| of the latest 64; null before the first
+	TPOTError    *float64 `json:"tpotError"`
 }
 
 func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
@@ -207,6 +228,7 @@ func endpointStatus(name string, e fleet.EndpointState) EndpointStatus {
 		Backlog: int(e.Backlog), Active: int(e.Active), Cached: int(e.Cached), KVTokens: int(e.Limits.KVTokens),
 		Attempts: e.Requests, FailedCount: e.Failures,
 	}
+	s.Speed = speedOf(e.Speed)
 	if e.SampleAge >= 0 {
 		s.SampleAgeMs = new(obs.Millis(e.SampleAge))
 	}
@@ -218,6 +240,25 @@ func endpointStatus(name string, e fleet.EndpointState) EndpointStatus {
 	}
 	if e.Gauges.Known.Has(fleet.KnownKVUsage) {
 		s.KVUsage = new(e.Gauges.KVUsage)
+	}
+	return s
+}
+
+func speedOf(v fleet.Speed) *Speed {
+	if !v.Known {
+		return nil
+	}
+	const ms = 1e3
+	s := &Speed{
+		BaseMs: v.Base * ms, PerSeqMs: v.PerSeq * ms, PerKVMs: v.PerKV * ms, PerPromptMs: v.PerPrompt * ms, PerPairMs: v.PerPair * ms,
+		ExpertsMs: v.Experts * ms, PerRequestMs: v.PerRequest * ms, Lessons: v.Lessons, Drifts: v.Drifts,
+		Factor: v.Factor, FactorError: v.FactorErr, Slow: v.Slow,
+	}
+	if !math.IsNaN(v.TTFTError) {
+		s.TTFTError = new(v.TTFTError)
+	}
+	if !math.IsNaN(v.TPOTError) {
+		s.TPOTError = new(v.TPOTError)
 	}
 	return s
 }

@@ -19,7 +19,7 @@ import (
 // second.
 func start(t *testing.T, o Options) *App {
 	t.Helper()
-	sim, err := Simulate(server.Options{Seed: 1}, 1)
+	sim, err := Simulate(server.Options{Seed: 1}, Fleet{Replicas: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,9 +107,7 @@ func (s *served) follow(c config.Pool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.config = c
-	s.members.configure(func(e discovery.Endpoint) live.Target {
-		return live.Target{Name: e.Name, URL: e.URL, Limits: c.Engine.Limits(), Step: c.Engine.StepMs.Step()}
-	}, c.DrainTimeout)
+	s.members.configure(targetOf(c), c.DrainTimeout)
 	if s.stopSources != nil {
 		s.stopSources()
 		s.sources.Wait()
@@ -132,7 +130,7 @@ func (s *served) follow(c config.Pool) {
 	s.members.keepOnly(keep)
 	literal := make([]discovery.Endpoint, 0, len(c.Endpoints))
 	for _, e := range c.Endpoints {
-		literal = append(literal, discovery.Endpoint{Name: e.Name, URL: e.URL})
+		literal = append(literal, discovery.Endpoint{Name: e.Name, URL: e.URL, Variant: e.Variant})
 	}
 	s.members.set(sourceFile, literal)
 	for _, src := range list {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"penstock.dev/penstock/internal/config"
@@ -19,48 +20,65 @@ type Simulated struct {
 	Pool config.Pool
 }
 
-// knownSteps are published fits of step times (milliseconds), the belief with
-// which the gateway meets the simulated engines. They come from measurements of
-// real engines, not from the simulation: what is not listed is unknown.
-var knownSteps = map[string]config.StepMs{
-	// llm-d guides and InferenceX points for vLLM, June 2026; PerPrompt from the
-	// measured peak prefill of 15,928 tok/s.
-	"Qwen/Qwen3-32B H100 2": {Base: 14.0, PerSeq: 0.0496, PerKV: 5.67e-5, PerPrompt: 0.0628},
+// Fleet says which engines to simulate, beside what all have in common.
+type Fleet struct {
+	Replicas     int
+	Accelerators []string        // dealt to the replicas in turn; empty for that of the options
+	Slow         map[int]float64 // replicas that are so many times slower than their equals
 }
 
-// Simulate starts replicas engines, alike but for their noise.
-func Simulate(o server.Options, replicas int) (*Simulated, error) {
-	if replicas < 1 || replicas > maxReplicas {
-		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, replicas)
+// Simulate starts a fleet of engines, alike but for their accelerators, their
+// noise and those that are slow. The gateway is told the variants, and not who is
+// slow.
+func Simulate(o server.Options, f Fleet) (*Simulated, error) {
+	if f.Replicas < 1 || f.Replicas > maxReplicas {
+		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, f.Replicas)
+	}
+	for i := range f.Slow {
+		if i < 0 || i >= f.Replicas {
+			return nil, fmt.Errorf("--slow: there is no replica %d among %d, the first is 0", i, f.Replicas)
+		}
 	}
 	s := &Simulated{Pool: config.DefaultPool()}
 	s.Pool.Name = "sim"
-	for i := range replicas {
-		o.Replica = i
-		n, err := server.Listen("127.0.0.1:0", server.Config{Options: o})
-		if err != nil {
-			s.Close()
-			return nil, fmt.Errorf("simulated engine: %w", err)
+	for i := range f.Replicas {
+		o.Replica, o.Factor = i, f.Slow[i]
+		if n := len(f.Accelerators); n > 0 {
+			o.Accelerator = f.Accelerators[i%n]
 		}
-		s.nodes = append(s.nodes, n)
-		s.Pool.Endpoints = append(s.Pool.Endpoints, config.Endpoint{Name: fmt.Sprintf("sim-%d", i), URL: n.URL()})
+		if err := s.start(o); err != nil {
+			s.Close()
+			return nil, err
+		}
 	}
-	o = s.nodes[0].Server.Options()
-	s.Pool.Model = o.Model
-	s.Pool.Engine.MaxSeqs, s.Pool.Engine.BudgetTokens = o.MaxSeqs, o.BudgetTokens
-	s.Pool.Engine.StepMs = config.StepMs(perf.Step(known(o)).Scale(1 / o.Speedup))
+	s.Pool.Model = s.Options().Model
 	return s, nil
 }
 
-// known returns the published fit for an engine whose options are complete, zero
-// when there is none.
-func known(o server.Options) config.StepMs {
-	return knownSteps[fmt.Sprintf("%s %s %d", o.Model, o.Accelerator, o.TP)]
+// start adds one engine, and its variant if it is the first of it.
+func (s *Simulated) start(o server.Options) error {
+	n, err := server.Listen("127.0.0.1:0", server.Config{Options: o})
+	if err != nil {
+		return fmt.Errorf("simulated engine: %w", err)
+	}
+	s.nodes = append(s.nodes, n)
+	o = n.Server.Options()
+	name := strings.ToLower(o.Accelerator)
+	s.Pool.Endpoints = append(s.Pool.Endpoints, config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name})
+	if _, known := s.Pool.FindVariant(name); known && len(s.Pool.Variants) > 0 {
+		return nil
+	}
+	serving, err := o.Serving()
+	if err != nil {
+		return err
+	}
+	v := config.NewVariant(name, serving)
+	v.MaxSeqs, v.BudgetTokens = o.MaxSeqs, o.BudgetTokens
+	const perMs = 1e3
+	v.StepMs = config.StepMs(perf.Prior(serving).Step.Scale(perMs / o.Speedup))
+	s.Pool.Variants = append(s.Pool.Variants, v)
+	return nil
 }
-
-// Belief returns what a gateway believes of a simulated engine's step time
-// before it has seen any; zero when nothing is known.
-func Belief(o server.Options) perf.Step { return known(o.Complete()).Step() }
 
 // maxReplicas bounds the servers of one process.
 const maxReplicas = 256

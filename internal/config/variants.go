@@ -78,6 +78,13 @@ type Variant struct {
 // setDefaults fills a variant before the file is decoded over it.
 func (v *Variant) setDefaults() { v.TP, v.PP, v.DP, v.EP = 1, 1, 1, 1 }
 
+// NewVariant returns a variant that is already known in the catalogue's terms.
+func NewVariant(name string, s catalog.Serving) Variant {
+	v := Variant{Name: name, Shape: s.Shape.Name, Accelerator: s.Accelerator.Name, Kind: s.Engine, serving: s}
+	v.TP, v.PP, v.DP, v.EP = s.TP, s.PP, s.DP, s.EP
+	return v
+}
+
 // Serving returns the variant in the catalogue's terms. It is valid in fleets
 // that were loaded without a problem.
 func (v Variant) Serving() catalog.Serving { return v.serving }

@@ -13,6 +13,8 @@ import (
 type Endpoint struct {
 	Name string `json:"name"` // host and port of the URL when not given
 	URL  string `json:"url"`
+	// Variant names one of its pool's variants; by default the only one there is.
+	Variant string `json:"variant,omitempty"`
 }
 
 // Source delivers the endpoints of one pool. Run calls emit with the whole list

@@ -128,7 +128,7 @@ func TestDNSIsResolvedAgain(t *testing.T) {
 func TestDNSServiceRecords(t *testing.T) {
 	r := &fakeResolver{srv: []*net.SRV{{Target: "b.example.", Port: 2}, {Target: "a.example.", Port: 1}}}
 	list, err := DNS{Host: "_x._tcp.example", Scheme: "https", SRV: true, Every: time.Second, Resolver: r}.resolve(t.Context())
-	if err != nil || fmt.Sprint(list) != "[{a.example:1 https://a.example:1} {b.example:2 https://b.example:2}]" {
+	if err != nil || fmt.Sprint(list) != "[{a.example:1 https://a.example:1 } {b.example:2 https://b.example:2 }]" {
 		t.Errorf("%v %v", list, err)
 	}
 }

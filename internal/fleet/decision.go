@@ -78,6 +78,7 @@ type Speed struct {
 
 	Factor    float64 // slowness beside its equals, whose median is 1; 0 without equals
 	FactorErr float64 // its standard deviation
+	Slow      bool    // slower than chance and ordinary spread explain
 	Lessons   int     // measurements its variant has learnt from
 	Drifts    int     // times that the variant was found changed
 	TTFTError float64 // median |predicted/measured - 1| of the latest; NaN before the first

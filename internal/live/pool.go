@@ -23,7 +23,10 @@ type Target struct {
 	URL    string // base URL, without a path
 	Role   fleet.Role
 	Limits fleet.Limits // what configuration says; zero fields are learnt
-	Step   perf.Step    // believed step time; zero when unknown
+	// Variant is the same for endpoints that should be equals; 0 when nothing is
+	// told of it.
+	Variant uint64
+	Step    perf.Step // step time believed before any is measured; zero when unknown
 }
 
 // Endpoint is a Target the pool has taken on.
@@ -246,13 +249,13 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	p.byName[t.Name] = e.ID
 	p.endpoints[e.ID] = e
 	return e, p.stepLocked(&pool.Endpoint{
-		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Step: t.Step,
+		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step,
 	})
 }
 
 // Drain gives an endpoint nothing new.
 func (p *Pool) Drain(e Endpoint) {
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Step: e.Step})
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step})
 }
 
 // Remove forgets an endpoint, unless a newer process has taken its name.

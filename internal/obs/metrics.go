@@ -1,6 +1,7 @@
 package obs
 
 import (
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -33,6 +34,7 @@ type Metrics struct {
 	itl      *prometheus.HistogramVec
 	total    *prometheus.HistogramVec
 	ttftOff  *prometheus.HistogramVec
+	tpotOff  *prometheus.HistogramVec
 }
 
 // seconds are the bucket bounds of times: from a millisecond to ten minutes.
@@ -66,6 +68,7 @@ func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
 	m.itl = histogram("penstock_itl_seconds", "Median time between tokens of a stream.", seconds)
 	m.total = histogram("penstock_request_seconds", "Time from arrival to the end of the answer.", seconds)
 	m.ttftOff = histogram("penstock_ttft_prediction_ratio", "Predicted over measured time from dispatch to first token.", ratios)
+	m.tpotOff = histogram("penstock_tpot_prediction_ratio", "Predicted over measured time per output token.", ratios)
 	m.registry.MustRegister(&poolCollector{pools}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_build_info", Help: "1, labelled by version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
@@ -121,6 +124,9 @@ func (m *Metrics) observePrediction(pool string, a *gateway.Access) {
 	if believed > 0 && measured > 0 {
 		m.ttftOff.WithLabelValues(pool).Observe(believed.Seconds() / measured.Seconds())
 	}
+	if n := a.Usage.Output; n > 1 && a.TTFT > 0 && a.Total > a.TTFT && a.Decisions[0].Candidates[0].TPOT > 0 {
+		m.tpotOff.WithLabelValues(pool).Observe(a.Decisions[0].Candidates[0].TPOT.Seconds() * float64(n-1) / (a.Total - a.TTFT).Seconds())
+	}
 }
 
 // Reloaded counts a reload by its result.
@@ -152,12 +158,17 @@ var (
 	descAge          = prometheus.NewDesc("penstock_endpoint_sample_age_seconds", "Age of the gauges; absent when never read.", []string{"pool", "endpoint"}, nil)
 	descKnown        = prometheus.NewDesc("penstock_endpoint_gauge_known", "1 for each gauge the endpoint's last page had, 0 for those it did not: unknown, not zero.", []string{"pool", "endpoint", "gauge"}, nil)
 	descSent         = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
+	descFactor       = prometheus.NewDesc("penstock_endpoint_speed_factor", "Slowness beside the endpoints of its variant, whose median is 1; absent without equals.", []string{"pool", "endpoint"}, nil)
+	descSlow         = prometheus.NewDesc("penstock_endpoint_slow", "1 when the endpoint is slower than its equals by more than chance explains.", []string{"pool", "endpoint"}, nil)
+	descError        = prometheus.NewDesc("penstock_endpoint_prediction_error", "Median relative error of the latest predictions, by kind: ttft, tpot.", []string{"pool", "endpoint", "kind"}, nil)
+	descLessons      = prometheus.NewDesc("penstock_endpoint_lessons_total", "Measurements from which the endpoint's variant has learnt its step time.", []string{"pool", "endpoint"}, nil)
+	descDrifts       = prometheus.NewDesc("penstock_endpoint_drifts_total", "Times that the endpoint's variant was found to have changed its speed.", []string{"pool", "endpoint"}, nil)
 	descFailed       = prometheus.NewDesc("penstock_endpoint_failed_attempts_total", "Attempts that failed.", []string{"pool", "endpoint"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed} {
+	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSlow, descError, descLessons, descDrifts} {
 		ch <- d
 	}
 }
@@ -206,6 +217,7 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 					gauge(descKnown, v, p.Name(), name, known)
 				}
 			}
+			collectSpeed(gauge, count, e.Speed, p.Name(), name)
 			count(descSent, e.Requests, p.Name(), name)
 			count(descFailed, e.Failures, p.Name(), name)
 			if shadowed {
@@ -213,6 +225,26 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
+}
+
+// collectSpeed tells what is believed of an endpoint's speed.
+func collectSpeed(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string), s fleet.Speed, pool, name string) {
+	if s.Factor > 0 {
+		gauge(descFactor, s.Factor, pool, name)
+		slow := 0.0
+		if s.Slow {
+			slow = 1
+		}
+		gauge(descSlow, slow, pool, name)
+	}
+	if !math.IsNaN(s.TTFTError) {
+		gauge(descError, s.TTFTError, pool, name, "ttft")
+	}
+	if !math.IsNaN(s.TPOTError) {
+		gauge(descError, s.TPOTError, pool, name, "tpot")
+	}
+	count(descLessons, uint64(s.Lessons), pool, name)
+	count(descDrifts, uint64(s.Drifts), pool, name)
 }
 
 // Observer fans a request's end out to the log, the metrics, the telemetry and

@@ -188,7 +188,8 @@ type Candidate struct {
 	Matched     int      `json:"matchedTokens"`
 	Backlog     int      `json:"backlogTokens"`
 	InFlight    int      `json:"inFlight"`
-	TTFTMs      *float64 `json:"predictedTtftMs"`   // null when nothing is believed of its speed
+	TTFTMs      *float64 `json:"predictedTtftMs"` // null when nothing is believed of its speed
+	TPOTMs      *float64 `json:"predictedTpotMs"`
 	SampleAgeMs *float64 `json:"sampleAgeMs"`       // null when never scraped
 	Adapter     string   `json:"adapter,omitempty"` // of a request for one: loaded, room or full
 }
@@ -248,6 +249,9 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 		}
 		if c.TTFT > 0 {
 			w.TTFTMs = new(Millis(c.TTFT))
+		}
+		if c.TPOT > 0 {
+			w.TPOTMs = new(Millis(c.TPOT))
 		}
 		if c.SampleAge >= 0 {
 			w.SampleAgeMs = new(Millis(c.SampleAge))

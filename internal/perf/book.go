@@ -40,6 +40,13 @@ const (
 	factorWalk   = 0.004 // by which it may change from one lesson to the next
 )
 
+// An endpoint is called slow when it takes a tenth longer than its equals, which
+// is more than equal hardware differs by, and by so many standard deviations.
+const (
+	slowFactor = 1.1
+	slowSigmas = 3
+)
+
 // NewBook returns an empty book.
 func NewBook() *Book { return &Book{lengths: newLengths()} }
 
@@ -325,6 +332,7 @@ type Standing struct {
 	Step      Step    // zero when unknown
 	Factor    float64 // slowness beside its equals: their median is 1; 0 when it has none
 	FactorErr float64 // standard deviation of Factor
+	Slow      bool    // Factor is beyond what chance and ordinary spread explain
 	Lessons   int     // learnt by its variant
 	Drifts    int     // drift alarms of its variant
 	TTFTError float64 // median of |predicted/measured − 1| of the latest; NaN before the first
@@ -340,6 +348,7 @@ func (b *Book) Standing(i int) Standing {
 	if s.class.members > 1 {
 		st.Factor = math.Exp(s.logf - b.midFactor(s.class))
 		st.FactorErr = st.Factor * math.Sqrt(s.varf)
+		st.Slow = st.Factor > slowFactor && st.Factor-1 > slowSigmas*st.FactorErr
 	}
 	return st
 }

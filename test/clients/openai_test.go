@@ -21,7 +21,7 @@ import (
 func gateway(t *testing.T, engines server.Options, change func(*config.Pool)) string {
 	t.Helper()
 	engines.Speedup, engines.Seed = 20, 1
-	sim, err := app.Simulate(engines, 2)
+	sim, err := app.Simulate(engines, app.Fleet{Replicas: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,6 +84,9 @@ func fill[T comparable](field *T, value T) {
 	}
 }
 
+// Serving returns the way of serving that the options describe.
+func (o Options) Serving() (catalog.Serving, error) { return o.withDefaults().serving() }
+
 func (o Options) serving() (catalog.Serving, error) {
 	m, errModel := catalog.FindModel(o.Model)
 	a, errAccelerator := catalog.FindAccelerator(o.Accelerator)

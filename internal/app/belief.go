@@ -1,0 +1,41 @@
+package app
+
+import (
+	"hash/fnv"
+
+	"penstock.dev/penstock/internal/config"
+	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/perf"
+)
+
+// Believe returns the step time believed of a variant before anything is
+// measured: what its file states, else what follows from the model's shape and
+// the accelerator's data sheet.
+func Believe(v config.Variant) perf.Step {
+	if s := v.Step(); s.Known() {
+		return s
+	}
+	return perf.Prior(v.Serving()).Step
+}
+
+// targetOf returns how a pool takes on its endpoints: each with the limits and
+// the belief of its variant, else of the pool's engine section.
+func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
+	return func(e discovery.Endpoint) live.Target {
+		t := live.Target{Name: e.Name, URL: e.URL, Limits: c.Engine.Limits(), Step: c.Engine.StepMs.Step()}
+		if i, ok := c.FindVariant(e.Variant); ok {
+			v := c.Variants[i]
+			t.Limits = v.Limits().Merge(t.Limits)
+			t.Variant, t.Step = variantID(v.Name), Believe(v)
+		}
+		return t
+	}
+}
+
+// variantID stands for a variant's name in the journal.
+func variantID(name string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	return h.Sum64()
+}
