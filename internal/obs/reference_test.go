@@ -7,11 +7,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/route"
 )
 
 var update = flag.Bool("update", false, "write docs/metrics.md")
@@ -20,15 +23,27 @@ const referenceFile = "../../docs/metrics.md"
 
 // TestReferenceIsCurrent holds docs/metrics.md to the metrics there are.
 func TestReferenceIsCurrent(t *testing.T) {
-	p, err := live.NewPool(live.Options{Name: "p", Config: pool.Default()})
+	c := pool.Default()
+	c.Shadow = route.Spec{Name: "random"}
+	p, err := live.NewPool(live.Options{Name: "p", Config: c})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	e := p.Add(live.Target{Name: "e1", URL: "http://127.0.0.1:1"})
+	step := perf.Step{Base: 1e-3, PerPrompt: 1e-6}
+	e := p.Add(live.Target{Name: "e1", URL: "http://127.0.0.1:1", Variant: 1, Step: step})
+	p.Add(live.Target{Name: "e2", URL: "http://127.0.0.1:2", Variant: 1, Step: step})
+	ticket := p.Open("a", &pool.Arrive{Prompt: 100})
+	if _, err := ticket.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ticket.FirstToken()
+	ticket.Done(fleet.Usage{Known: true, Prompt: 100, Output: 100})
 	p.Sampled(e, p.Now(), fleet.Gauges{}, fleet.FailNone)
 	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} })
 	a := access("a", 2)
+	a.Decisions = ticket.Decisions()
+	a.TTFT, a.Total, a.Usage.Output = time.Millisecond, time.Second, 100
 	a.Attempts, a.Failure = 2, fleet.FailStream
 	m.Observe(a)
 	a.Attempts = 1
