@@ -265,7 +265,7 @@ func (o *fields) maybe(names ...string) (int, bool) {
 	if !o.read(&n, "a whole number", names...) {
 		return 0, false
 	}
-	return max(-1, min(n, math.MaxInt32)), true
+	return max(-math.MaxInt32, min(n, math.MaxInt32)), true
 }
 
 // int returns the whole number of the first name that is there, 0 without one.

@@ -77,6 +77,25 @@ func (s Step) charge(m Mix) float64 {
 	return s.PerPrompt*m.uncached() + s.PerPair*m.pairs() + m.Output*(s.PerSeq+s.PerKV*m.context())
 }
 
+// share is the engine's time that one request of a mix takes from the others. With
+// a mixture of experts it is its charge and the steps its prompt takes: such
+// engines were measured to decode no faster than if prompts had steps of their own.
+func (s Step) share(m Mix, l fleet.Limits) float64 {
+	w := s.charge(m)
+	if s.Experts > 0 {
+		w += math.Ceil(m.uncached()/tokenBudget(l)) * (s.Base + s.Experts)
+	}
+	return w
+}
+
+// tokenBudget is the number of tokens a step may process.
+func tokenBudget(l fleet.Limits) float64 {
+	if l.BudgetTokens <= 0 {
+		return float64(DefaultBudget)
+	}
+	return float64(l.BudgetTokens)
+}
+
 // Lockstep returns the seconds of one step of a lockstep set: that of the rank
 // with most to do, and dispatch seconds in which experts are told and answer.
 // Each rank's work is its own; s is the step of one rank.
@@ -90,7 +109,7 @@ func (s Step) Lockstep(ranks []Work, dispatch float64) float64 {
 
 // Steady is what a rate of requests makes of an endpoint in the long run.
 type Steady struct {
-	Rho  float64 // share of its time that requests ask for beyond what every step costs
+	Rho  float64 // share of its time that requests ask for, beyond what steps cost anyway
 	TPOT float64 // s, mean
 	Seqs float64 // mean sequences decoding
 	KV   float64 // mean tokens of KV they hold
@@ -111,7 +130,7 @@ type Steady struct {
 // Base/(1 − rho) of mean-field models with the request itself counted. The wait
 // of prompts is that of an M/G/1 queue, P(W > t) ≈ rho_p·exp(−rho_p·t/E[W]).
 func (s Step) Steady(m Mix, rate float64, l fleet.Limits, slo fleet.SLO, q float64) Steady {
-	w := s.charge(m)
+	w := s.share(m, l)
 	out := Steady{Rho: rate * w, TTFTMet: 1}
 	if slo.TTFT > 0 {
 		out.TTFTMet = 0
@@ -130,9 +149,7 @@ func (s Step) Steady(m Mix, rate float64, l fleet.Limits, slo fleet.SLO, q float
 		if s.Experts == 0 {
 			break
 		}
-		mixed := min(rate*out.TPOT, 1) // steps with a prompt: few prompts share one
-		alone := s.touched(max(out.Seqs, 1))
-		base = s.Base + s.Experts*(alone+mixed*(1-alone))
+		base = s.Base + s.Experts*s.touched(max(out.Seqs, 1))
 	}
 	out.KV = out.Seqs * m.context()
 	sd := 0.0
@@ -140,22 +157,19 @@ func (s Step) Steady(m Mix, rate float64, l fleet.Limits, slo fleet.SLO, q float
 		sd = perToken * math.Sqrt((base/perToken+1)*out.Rho) / (1 - out.Rho)
 	}
 	out.TPOTq = out.TPOT + max(normal(q), 0)*sd
-	s.wait(&out, m, rate, l, slo, base)
+	s.wait(&out, m, rate, l, slo)
 	return out
 }
 
 // experts is the number of rounds in which sequences and experts settle.
 const experts = 40
 
-// wait fills in what prompts meet, base being what every step costs.
-func (s Step) wait(out *Steady, m Mix, rate float64, l fleet.Limits, slo fleet.SLO, base float64) {
-	budget := float64(l.BudgetTokens)
-	if budget <= 0 {
-		budget = float64(DefaultBudget)
-	}
-	decode := base + out.Seqs*(s.PerSeq+s.PerKV*m.context()) // a step without prompt tokens
+// wait fills in what prompts meet.
+func (s Step) wait(out *Steady, m Mix, rate float64, l fleet.Limits, slo fleet.SLO) {
+	budget := tokenBudget(l)
+	step := s.Base + s.Experts + out.Seqs*(s.PerSeq+s.PerKV*m.context()) // with a prompt, apart from what the prompt adds
 	own := s.PerPrompt*m.uncached() + s.PerPair*m.pairs()
-	service := own + decode*m.uncached()/budget // prompts in a row share the steps' costs
+	service := own + step*m.uncached()/budget // prompts in a row share the steps' costs
 	busy := rate * service
 	if busy >= 1 {
 		out.Wait = math.Inf(1)
@@ -170,7 +184,7 @@ func (s Step) wait(out *Steady, m Mix, rate float64, l fleet.Limits, slo fleet.S
 		return
 	}
 	// Half a step is under way when a request comes, and its own prompt takes its steps.
-	left := slo.TTFT.Seconds() - s.PerRequest - out.TPOT/2 - decode*math.Ceil(m.uncached()/budget) - own
+	left := slo.TTFT.Seconds() - s.PerRequest - out.TPOT/2 - step*math.Ceil(m.uncached()/budget) - own
 	switch {
 	case left < 0:
 		out.TTFTMet = 0
@@ -208,7 +222,7 @@ func (st Steady) broken(l fleet.Limits, slo fleet.SLO, q float64) Regime {
 // even a lone request misses, with the regime saying which target, and when the
 // step is unknown.
 func Capacity(s Step, m Mix, l fleet.Limits, slo fleet.SLO, q float64) (rate float64, at Steady, bound Regime) {
-	w := s.charge(m)
+	w := s.share(m, l)
 	if !s.Known() || w <= 0 {
 		return 0, Steady{}, Idle
 	}

@@ -45,6 +45,17 @@ func TestSteadyByHand(t *testing.T) {
 	}
 }
 
+func TestExpertsAreReadForPromptsToo(t *testing.T) {
+	// 100 tokens of 0.1 ms, and a step of 20 ms for the prompt: 30 ms, 30 % of the
+	// time at 10 a second. All experts are touched: T = (20 + 0.3)/0.7 = 29 ms.
+	s := Step{Base: 10e-3, PerSeq: 0.1e-3, Experts: 10e-3, Touch: 0.5}
+	got := s.Steady(Mix{Input: 1, Output: 100}, 10, fleet.Limits{}, fleet.SLO{}, 0.5)
+	near(t, "rho", got.Rho, 0.3, 1e-9)
+	near(t, "TPOT", got.TPOT, 29e-3, 1e-6)
+	// A lone request: half of the experts, (15 + 0.3) ms.
+	near(t, "TPOT alone", s.Steady(Mix{Input: 1, Output: 100}, 1e-6, fleet.Limits{}, fleet.SLO{}, 0.5).TPOT, 15.3e-3, 1e-4)
+}
+
 func TestWaitByHand(t *testing.T) {
 	// A prompt of 1000 tokens of 0.1 ms: 100 ms, and 1000/2000 of a step of 10 ms:
 	// service 105 ms. At 4 a second 42 % of the time; Poisson, all alike:

@@ -14,7 +14,7 @@ import "math"
 // whose attention work is A pairs (the sum over prompt tokens of the tokens
 // before each). The last term is a mixture of experts' weights: each token
 // touches the share Touch of the experts, and those touched are read once. The
-// form is chosen by its error on measured points (docs/decisions/0004). The zero
+// form is chosen by its error on measured points (docs/decisions/0010). The zero
 // Step is "unknown": it predicts nothing.
 type Step struct {
 	Base      float64 // s per step: weights that every step reads, launch overhead

@@ -8,21 +8,21 @@ import (
 )
 
 // What real engines make of a data sheet, fitted to measured operating points of
-// eight families of models on six accelerators (docs/decisions/0010).
+// eight families of models on five accelerators (docs/decisions/0010).
 const (
-	vllmLaunch   = 0.86e-3 // s per step: scheduling, launches, sampling
-	sglangLaunch = 2.9e-3
-	trtllmLaunch = 0.35e-3
-	layerSeconds = 49e-6  // per layer and step: launches and kernels too small to fill the device
-	hopSeconds   = 3.9e-6 // per all-reduce and doubling of the devices it joins
-	seqSeconds   = 17e-6  // per sequence and step: sampling, detokenising, bookkeeping
+	vllmLaunch   = 0.91e-3 // s per step: scheduling, launches, sampling
+	sglangLaunch = 3.1e-3
+	trtllmLaunch = 0.39e-3
+	layerSeconds = 50e-6  // per layer and step: launches and kernels too small to fill the device
+	hopSeconds   = 3.5e-6 // per all-reduce and doubling of the devices it joins
+	seqSeconds   = 19e-6  // per sequence and step: sampling, detokenising, bookkeeping
 	askSeconds   = 6.1e-3 // per request: HTTP, tokenising, the first token's way back
 
 	weightShare    = 0.99 // of bandwidth, streaming weights that every step reads
-	expertShare    = 0.70 // of bandwidth, gathering the experts that a step touches
-	kvShare        = 1.0  // of bandwidth, reading KV blocks
-	linearShare    = 0.76 // of peak, matrix multiplications
-	attentionShare = 0.15 // of 16-bit peak, causal attention over a prompt
+	expertShare    = 0.73 // of bandwidth, gathering the experts that a step touches
+	kvShare        = 0.99 // of bandwidth, reading KV blocks
+	linearShare    = 0.80 // of peak, matrix multiplications
+	attentionShare = 0.14 // of 16-bit peak, causal attention over a prompt
 
 	reduces  = 2    // all-reduces per layer
 	slowLink = 32e9 // bytes/s between devices of which no link is stated: PCIe 4 x16
@@ -36,7 +36,7 @@ var priorSpreads = Vector{0.5, 2, 1.5, 1.5, 1.5, 1, 1}
 // Prior returns what to believe of a way to serve before anything is measured:
 // the time to read weights and KV and to compute, from the shape and the data
 // sheet, each at the share of the data sheet that engines were measured to
-// reach. Its error on models that had no part in the fit is 17 % of TPOT in the
+// reach. Its error on models that had no part in the fit is 18 % of TPOT in the
 // median. Work is that of the whole replica; over DP ranks it is taken to be even.
 // The serving must be valid.
 func Prior(s catalog.Serving) Belief {
