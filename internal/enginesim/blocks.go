@@ -20,6 +20,7 @@ type run struct {
 // free. Counts move between states run by run, never block by block.
 type blocks struct {
 	total, private, used, idle int
+	held                       int // published blocks that sequences hold, one that several hold counted for each
 
 	heads map[uint64]*run // each run under its first key
 	// lru is the sentinel of the ring of idle runs; lru.newer is evicted first.
@@ -40,6 +41,10 @@ func newBlocks(total int) *blocks {
 
 // room is how many blocks a sequence could be given now: the free and the idle.
 func (b *blocks) room() int { return b.total - b.private - b.used }
+
+// again is how many of the blocks that sequences hold are held by others too,
+// one of the holders apart.
+func (b *blocks) again() int { return b.held - b.used }
 
 func (b *blocks) free() int { return b.room() - b.idle }
 
@@ -104,6 +109,7 @@ func (b *blocks) ref(s *sequence, r *run) {
 	r.refs++
 	s.tail = r
 	s.published += len(r.keys)
+	b.held += len(r.keys)
 }
 
 // split cuts r after its first n blocks and returns the upper part. r itself
@@ -172,6 +178,7 @@ func (b *blocks) publish(s *sequence, n int) {
 		// The tree is closed under prefixes: none of the later keys is in it.
 		b.private -= len(chain)
 		b.used += len(chain)
+		b.held += len(chain)
 		s.published = n
 		if t := s.tail; t != nil && t.owner == s.serial && t.refs == 1 && t.kids == 0 {
 			t.keys = s.chain[t.start:n]
@@ -190,6 +197,7 @@ func (b *blocks) publish(s *sequence, n int) {
 // release takes everything from s. Its published blocks stay cached.
 func (b *blocks) release(s *sequence) {
 	b.private -= s.held - s.published
+	b.held -= s.published
 	for r := s.tail; r != nil; r = r.parent {
 		r.refs--
 		if r.refs == 0 {

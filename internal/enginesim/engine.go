@@ -27,6 +27,7 @@ type Engine struct {
 	ready         fleet.Time   // when the next step may begin, when not stepping
 	stuck         bool         // nobody waiting can be admitted until something is freed or, with adapters, arrives
 	plan          []fleet.Time // see glide
+	set           *Lockstep    // whose clock it steps by; nil for its own
 
 	undelivered []Output // of steps that ended during Submit or Abort
 	serial      uint64
@@ -66,7 +67,9 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 		})
 	}
 	e.catchUp(now)
-	if !e.stepping && e.waiting.n == 0 {
+	if e.set != nil {
+		e.set.wake(now)
+	} else if !e.stepping && e.waiting.n == 0 {
 		e.ready = max(e.ready, now)
 	}
 	s := e.take()
@@ -131,8 +134,14 @@ func (e *Engine) DropCache(now fleet.Time, preempt bool) bool {
 // when Advance is due again, if nothing is submitted before. That is
 // fleet.Never for an idle engine.
 func (e *Engine) Advance(until fleet.Time, out []Output) ([]Output, fleet.Time) {
+	if e.set != nil {
+		e.set.advance(until)
+	}
 	out = append(out, e.undelivered...)
 	e.undelivered = e.undelivered[:0]
+	if e.set != nil {
+		return out, e.set.next()
+	}
 	out = e.advance(until, out)
 	switch {
 	case e.stepping && e.calm() && len(e.plan) > 0:
@@ -149,6 +158,10 @@ func (e *Engine) Advance(until fleet.Time, out []Output) ([]Output, fleet.Time) 
 // abort without having advanced. What is due exactly now waits for Advance, so
 // that requests submitted at one instant meet in one step.
 func (e *Engine) catchUp(now fleet.Time) {
+	if e.set != nil {
+		e.set.advance(now - 1)
+		return
+	}
 	e.undelivered = e.advance(now-1, e.undelivered)
 }
 

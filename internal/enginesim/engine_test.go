@@ -337,3 +337,32 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+// lastBatch remembers what it was last asked for.
+type lastBatch struct{ b *Batch }
+
+func (l lastBatch) StepTime(b Batch) time.Duration {
+	*l.b = b
+	return time.Millisecond
+}
+
+func TestSharedPrefixesAreReadAgain(t *testing.T) {
+	var b Batch
+	e := newEngine(t, Config{Physics: lastBatch{&b}, EveryToken: true})
+	for id := range fleet.ReqID(3) {
+		submit(t, e, 0, Request{ID: id, Prompt: 165, Output: 5, Chain: chainOf(10, 4, uint32(id))})
+	}
+	e.Advance(fleet.Time(time.Millisecond), nil)
+	if b.Decodes != 3 || b.Context != 3*165 || b.Again != 2*64 {
+		t.Errorf("%+v, want 3 decodes over 495 tokens, of which 64 are read by two more", b)
+	}
+	e.Abort(fleet.Time(time.Millisecond), 1)
+	e.Advance(fleet.Time(2*time.Millisecond), nil)
+	if b.Again != 64 {
+		t.Errorf("with one gone %d tokens are read again, want 64", b.Again)
+	}
+	drain(t, e)
+	if e.blocks.again() != 0 {
+		t.Errorf("at rest %d blocks are held twice", e.blocks.again())
+	}
+}

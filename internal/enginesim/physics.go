@@ -19,6 +19,9 @@ type Batch struct {
 	// Attention is the attention work of the chunks (A): the sum over prompt
 	// tokens of the tokens before each, in token pairs.
 	Attention float64
+	// Again is the part of Context that another sequence of the step reads too:
+	// of n readers of one token it counts n-1.
+	Again fleet.Tokens
 	// Others is the tokens that other ranks of a lockstep set compute in the same
 	// step: they go through the same experts.
 	Others fleet.Tokens

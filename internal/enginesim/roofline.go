@@ -34,6 +34,7 @@ type Roofline struct {
 	Touch   float64 // share of the routed experts that one token goes through, k/E
 
 	KV        float64      // s to read one token's KV
+	Again     float64      // share of KV's time that reading the same KV for another sequence of the step takes; 0 means 1
 	Latent    float64      // s of arithmetic per token of context that latent attention decodes over
 	Window    fleet.Tokens // tokens that sliding-window layers look back
 	WindowKV  float64      // s to read one token's KV in those layers
@@ -67,8 +68,12 @@ func (r *Roofline) seconds(b Batch) float64 {
 	tokens := float64(padded(int(b.Tokens())))
 	sequences := float64(b.Decodes + b.Prefills)
 	context := float64(b.Context)
+	read := context
+	if r.Again > 0 {
+		read -= (1 - r.Again) * float64(b.Again)
+	}
 	s := max(r.Weights, r.Linear*tokens) +
-		max(r.KV*context, r.Latent*context) + r.Attention*b.Attention +
+		max(r.KV*read, r.Latent*context) + r.Attention*b.Attention +
 		r.Exchange*tokens + r.Overhead + r.Sequence*sequences + r.State*sequences
 	if r.Touch > 0 {
 		all := tokens + float64(b.Others)
@@ -102,6 +107,7 @@ func (b Batch) share(n int) Batch {
 	part := Batch{
 		Step: b.Step, Decodes: ceilDiv(b.Decodes, n), Prefills: ceilDiv(b.Prefills, n),
 		Context: (b.Context + m - 1) / m, Prompt: (b.Prompt + m - 1) / m, Attention: b.Attention / float64(n),
+		Again: b.Again / m,
 	}
 	part.Others = max(b.Tokens()-part.Tokens(), 0) + b.Others
 	return part
@@ -202,6 +208,7 @@ func (e *efficiency) roofline(s catalog.Serving) *Roofline {
 		Weights:   (s.OtherBytes() + s.EmbeddingBytes()) / (a.Bandwidth * e.weights * tp),
 		Linear:    2 * (m.AttentionParams() + m.MLPParams()) / (peak * share * shared),
 		KV:        m.KVBytes(s.KV.Bytes()) / gather,
+		Again:     cached,
 		Attention: m.PairFLOPs() / (a.FLOPs16 * e.attention * shared),
 		Overhead:  stages*over.step + over.layer*layers + e.hop*layers*math.Log2(tp),
 		Sequence:  over.sequence / stages,
@@ -230,6 +237,11 @@ func (e *efficiency) roofline(s catalog.Serving) *Roofline {
 	}
 	return r
 }
+
+// cached is the share of the time that KV takes which another sequence of the
+// same step has just read: it comes from the accelerator's L2 cache. That is
+// measured to deliver 5.5 to 5.7 TB/s on H100, beside 2.8 TB/s of memory reached.
+const cached = 0.5
 
 // networkBytes is the bandwidth of one device's network card, in bytes per
 // second, between devices that no link joins: 400 Gbit/s, as in HGX servers.

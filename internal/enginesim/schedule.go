@@ -10,6 +10,17 @@ import (
 // begin forms the next step at e.ready and puts it in flight, unless there is
 // nothing to run.
 func (e *Engine) begin(out []Output) []Output {
+	if out = e.form(out); len(e.running) == 0 {
+		return out
+	}
+	e.stepping = true
+	e.started = e.ready
+	e.ends = e.started.Add(max(1, e.config.Physics.StepTime(e.batch)))
+	return out
+}
+
+// form decides what the next step computes.
+func (e *Engine) form(out []Output) []Output {
 	e.batch = Batch{Step: e.stats.Steps}
 	e.plan = e.plan[:0]
 	budget := int(e.config.BudgetTokens)
@@ -19,13 +30,13 @@ func (e *Engine) begin(out []Output) []Output {
 	if e.stats.Preemptions == preempted && !e.stuck {
 		e.admitWaiting(budget)
 	}
-	if len(e.running) == 0 {
-		return out
-	}
-	e.stepping = true
-	e.started = e.ready
-	e.ends = e.started.Add(max(1, e.config.Physics.StepTime(e.batch)))
+	e.batch.Again = e.again()
 	return out
+}
+
+// again is Batch.Again of the batch formed: what its sequences hold in common.
+func (e *Engine) again() fleet.Tokens {
+	return min(fleet.Tokens(e.blocks.again())*BlockTokens, e.batch.Context)
 }
 
 // scheduleRunning gives each running sequence its next tokens, in order of
@@ -130,7 +141,9 @@ func (e *Engine) finish(out []Output) []Output {
 	e.stepping = false
 	e.ready = e.ends
 	e.stats.Steps++
-	e.stats.Busy += e.ends.Sub(e.started)
+	if len(e.running) > 0 {
+		e.stats.Busy += e.ends.Sub(e.started)
+	}
 	if e.config.EveryToken {
 		out = append(out, Output{Kind: KindStep, At: e.ends, Tokens: e.batch.Tokens()})
 	}
@@ -207,7 +220,6 @@ func (e *Engine) glide(until fleet.Time) {
 		e.plan = e.plan[:0]
 		return
 	}
-	n := len(e.running)
 	if len(e.plan) == 0 {
 		e.makePlan()
 	}
@@ -216,29 +228,45 @@ func (e *Engine) glide(until fleet.Time) {
 	if skip == 0 {
 		return
 	}
-	e.stats.Busy += e.plan[skip-1].Sub(e.started)
-	e.stats.Steps += uint64(skip)
-	e.stats.GenerationTokens += uint64(n * skip)
-	e.started, e.ends = e.plan[skip-1], e.plan[skip]
+	e.skip(skip, e.plan[skip-1], e.plan[skip])
 	e.plan = slices.Delete(e.plan, 0, skip)
+}
+
+// skip ends that many steps, the last at started, and puts another like them in
+// flight.
+func (e *Engine) skip(steps int, started, ends fleet.Time) {
+	if len(e.running) > 0 {
+		e.stats.Busy += started.Sub(e.started)
+	}
+	e.stats.Steps += uint64(steps)
+	e.stats.GenerationTokens += uint64(len(e.running) * steps)
+	e.started, e.ends = started, ends
 	e.batch = Batch{Step: e.stats.Steps}
 	for _, s := range e.running {
-		s.computed += skip
-		s.generated += skip
+		s.computed += steps
+		s.generated += steps
 		e.schedule(s, 1, ceilDiv(s.computed+1, blockTokens))
 	}
+	e.batch.Again = e.again()
+}
+
+// unchanged is for how many more steps the running batch surely stays as it is.
+func (e *Engine) unchanged() int {
+	steps := maxPlan
+	for _, s := range e.running {
+		steps = min(steps, s.output-s.generated-1)
+	}
+	if n := len(e.running); n > 0 {
+		// s more tokens take at most ceil(s/block) more blocks per sequence.
+		steps = min(steps, e.blocks.room()/n*blockTokens)
+	}
+	return steps
 }
 
 // makePlan fills the empty e.plan with the ends of the step in flight and of
 // those that follow it unchanged.
 func (e *Engine) makePlan() {
-	n := len(e.running)
-	steps := maxPlan
-	for _, s := range e.running {
-		steps = min(steps, s.output-s.generated-1)
-	}
-	// s more tokens take at most ceil(s/block) more blocks per sequence.
-	steps = min(steps, e.blocks.room()/n*blockTokens)
+	n, steps := len(e.running), e.unchanged()
 	b, t := e.batch, e.ends
 	e.plan = append(e.plan, t)
 	for range steps {

@@ -25,6 +25,14 @@ type Result struct {
 	first, last                    fleet.Time
 }
 
+// Outcome is what became of one request.
+type Outcome struct {
+	Stage, Replica        int        // of the load; that it was last sent to
+	Start, First, End     fleet.Time // First is 0 when no token came
+	Input, Cached, Output fleet.Tokens
+	Done                  bool // the whole answer came
+}
+
 func newResult(replicas int) *Result {
 	return &Result{PerReplica: make([]int, replicas), first: fleet.Never}
 }

@@ -24,6 +24,9 @@ type Replica struct {
 	Limits  fleet.Limits      // KVTokens, MaxSeqs and BudgetTokens must be set
 	Variant uint64            // replicas of one variant are believed to be equals
 	Step    perf.Step         // belief before anything is measured, zero for none
+	// Set above 0 names the lockstep set whose rank this replica is. Its ranks
+	// share a clock, and die and start together.
+	Set int
 }
 
 // Fault is something that happens to a replica at a time.
@@ -53,6 +56,13 @@ type Config struct {
 	Hop      time.Duration // one way between gateway and engine
 	Faults   []Fault       // in order of time
 	Targets  Targets
+	// Pause above 0 lets a stage of the load begin so long after the last request
+	// of the stage before it has ended. The requests' times then count from the
+	// beginning of their stage. Stages must not wait for answers of others.
+	Pause time.Duration
+	// Timeout is how long clients wait for the end of an answer; 0 is for ever.
+	Timeout time.Duration
+	Ended   func(Outcome) // hears of each request at its end; nil for nobody
 }
 
 // Targets are what a request must meet to be good; zero is no target.
@@ -69,8 +79,8 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("replicas[%d]: physics, KV tokens, sequences and budget must be set", i))
 		}
 	}
-	if c.Scrape < 0 || c.Hop < 0 {
-		errs = append(errs, errors.New("scrape and hop must not be negative"))
+	if c.Scrape < 0 || c.Hop < 0 || c.Pause < 0 || c.Timeout < 0 {
+		errs = append(errs, errors.New("scrape, hop, pause and timeout must not be negative"))
 	}
 	for i, f := range c.Faults {
 		if f.Replica < 0 || f.Replica >= len(c.Replicas) || f.At < 0 || i > 0 && f.At < c.Faults[i-1].At {
@@ -89,6 +99,7 @@ const (
 	kindScrape
 	kindProbe
 	kindWake
+	kindTimeout
 )
 
 // run is a simulation under way.
@@ -106,6 +117,9 @@ type run struct {
 	waiting  map[int][]int // by the request whose answer they wait for
 	source   workload.Source
 	ahead    int // the request that feed has foreseen
+	stage    int // with Pause: the stage under way, when it began, and the first request of the next
+	began    fleet.Time
+	held     *workload.Request
 	drained  bool
 	res      *Result
 	rand     *stat.Rand
@@ -118,6 +132,7 @@ type engine struct {
 	gen               fleet.Gen
 	mute              bool
 	wake              fleet.Time
+	members           []int // the replicas that share its clock, itself among them; the first keeps the wake
 	has               map[fleet.ReqID]struct{}
 	lost              uint64 // preemptions of processes that are gone
 }
@@ -129,9 +144,12 @@ type request struct {
 	sent    fleet.Time // when it was last dispatched
 	first   fleet.Time // when the client saw its first token; 0 before
 	attempt int
+	replica int           // of the last dispatch
+	cached  fleet.Tokens  // prompt tokens that the engine had
 	ttft    time.Duration // predicted at its last dispatch; 0 unknown
 	tpot    time.Duration
 	ended   bool
+	done    bool // the whole answer has come
 }
 
 // Run simulates a load to its end. Equal configurations and loads give equal
@@ -148,10 +166,15 @@ func Run(c Config, load workload.Source) (*Result, error) {
 		c: c, brain: pool.New(c.Pool, deps, c.Seed), wake: fleet.Never, waiting: map[int][]int{}, source: load,
 		res: newResult(len(c.Replicas)), rand: stat.NewRand(c.Seed, "sim"),
 	}
-	for i := range c.Replicas {
+	for range c.Replicas {
 		r.engines = append(r.engines, &engine{wake: fleet.Never, has: map[fleet.ReqID]struct{}{}})
-		if err := r.boot(i); err != nil {
-			return nil, err
+	}
+	for i := range c.Replicas {
+		r.engines[i].members = c.members(i)
+		if r.engines[i].members[0] == i {
+			if err := r.boot(i); err != nil {
+				return nil, err
+			}
 		}
 		if c.Scrape > 0 {
 			r.push(fleet.Time(r.rand.Float64()*float64(c.Scrape)), kindScrape, i)
@@ -202,24 +225,58 @@ func (r *run) happen(e event) error {
 			r.wake = fleet.Never
 			r.step(&pool.Tick{})
 		}
+	case kindTimeout:
+		r.giveUp(e.what)
 	}
 	return nil
 }
 
 func endpointID(i int) fleet.EndpointID { return fleet.EndpointID(i + 1) }
 
-// boot starts replica i's process.
-func (r *run) boot(i int) error {
-	rep, en := r.c.Replicas[i], r.engines[i]
-	e, err := enginesim.New(enginesim.Config{
-		Physics: rep.Physics, KVTokens: rep.Limits.KVTokens, MaxSeqs: rep.Limits.MaxSeqs, BudgetTokens: rep.Limits.BudgetTokens,
-	})
-	if err != nil {
-		return fmt.Errorf("replica %d: %w", i, err)
+// members returns the replicas that share replica i's clock.
+func (c *Config) members(i int) []int {
+	if c.Replicas[i].Set == 0 {
+		return []int{i}
 	}
-	en.Engine = e
-	if en.gen++; en.gen == 1 {
-		r.step(&pool.Endpoint{Endpoint: endpointID(i), Gen: 1, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step})
+	var all []int
+	for k := range c.Replicas {
+		if c.Replicas[k].Set == c.Replicas[i].Set {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// boot starts the process of replica i, and of those in its set.
+func (r *run) boot(i int) error {
+	members := r.c.members(i)
+	configs := make([]enginesim.Config, len(members))
+	for k, m := range members {
+		rep := r.c.Replicas[m]
+		configs[k] = enginesim.Config{
+			Physics: rep.Physics, KVTokens: rep.Limits.KVTokens, MaxSeqs: rep.Limits.MaxSeqs, BudgetTokens: rep.Limits.BudgetTokens,
+		}
+	}
+	var rank func(int) *enginesim.Engine
+	if r.c.Replicas[i].Set > 0 {
+		l, err := enginesim.NewLockstep(configs)
+		if err != nil {
+			return fmt.Errorf("replica %d: %w", i, err)
+		}
+		rank = l.Rank
+	} else {
+		e, err := enginesim.New(configs[0])
+		if err != nil {
+			return fmt.Errorf("replica %d: %w", i, err)
+		}
+		rank = func(int) *enginesim.Engine { return e }
+	}
+	for k, m := range members {
+		rep, en := r.c.Replicas[m], r.engines[m]
+		en.Engine = rank(k)
+		if en.gen++; en.gen == 1 {
+			r.step(&pool.Endpoint{Endpoint: endpointID(m), Gen: 1, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step})
+		}
 	}
 	return nil
 }
@@ -233,16 +290,38 @@ func (r *run) feed() {
 			r.drained = true
 			return
 		}
-		i := len(r.requests)
-		r.requests = append(r.requests, request{Request: w})
-		r.open++
-		if w.After >= 0 && w.After < i && !r.requests[w.After].ended {
-			r.waiting[w.After] = append(r.waiting[w.After], i)
-			continue
+		if r.c.Pause > 0 && w.Stage != r.stage {
+			if r.held = &w; r.open == 0 {
+				r.nextStage(r.now)
+			}
+			return
 		}
-		r.ahead = i
-		r.push(max(fleet.Time(w.At), r.now), kindArrival, i)
-		return
+		if r.foresee(w) {
+			return
+		}
+	}
+}
+
+// foresee takes a request in and reports whether it waits for nobody.
+func (r *run) foresee(w workload.Request) bool {
+	i := len(r.requests)
+	r.requests = append(r.requests, request{Request: w})
+	r.open++
+	if w.After >= 0 && w.After < i && !r.requests[w.After].ended {
+		r.waiting[w.After] = append(r.waiting[w.After], i)
+		return false
+	}
+	r.ahead = i
+	r.push(max(r.began.Add(w.At), r.now), kindArrival, i)
+	return true
+}
+
+// nextStage begins the stage of the request that was held back, after a pause.
+func (r *run) nextStage(ended fleet.Time) {
+	w := *r.held
+	r.held, r.stage, r.began = nil, w.Stage, ended.Add(r.c.Pause)
+	if !r.foresee(w) {
+		r.feed()
 	}
 }
 
@@ -250,6 +329,9 @@ func (r *run) feed() {
 func (r *run) arrive(i int) {
 	q := &r.requests[i]
 	q.start = r.now
+	if r.c.Timeout > 0 {
+		r.push(r.now.Add(r.c.Timeout), kindTimeout, i)
+	}
 	keys := chainOf(q.Prompt, int(r.c.Pool.Index.KeyTokens))
 	chain := make([]kv.Key, len(keys))
 	for k := range keys {

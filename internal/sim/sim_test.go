@@ -109,6 +109,83 @@ func TestACrashIsSurvivedAndHealed(t *testing.T) {
 	}
 }
 
+func TestRanksOfALockstepSetAreEndpoints(t *testing.T) {
+	alone, set := qwen(t, 4, "round-robin"), qwen(t, 4, "round-robin")
+	for i := range set.Replicas {
+		set.Replicas[i].Set = 1
+	}
+	a, b := mustRun(t, alone, shared(20, 8, 60*time.Second)), mustRun(t, set, shared(20, 8, 60*time.Second))
+	if b.Done != b.Arrived || b.Done != a.Done {
+		t.Errorf("%d of %d done in the set, %d alone", b.Done, b.Arrived, a.Done)
+	}
+	// Every rank waits for the slowest: for the prompts of all of them, too.
+	if b.TPOT.Mean() < 1.1*a.TPOT.Mean() {
+		t.Errorf("TPOT %v in lockstep, %v alone", time.Duration(b.TPOT.Mean()), time.Duration(a.TPOT.Mean()))
+	}
+	set.Faults = []Fault{{At: 20 * time.Second, Replica: 2, Kind: Crash}, {At: 21 * time.Second, Replica: 0, Kind: Restart}}
+	c := mustRun(t, set, shared(20, 8, 60*time.Second))
+	if c.Arrived != c.Done+c.Failed+c.Refused || c.Failed < 10 || c.Done < 300 {
+		t.Errorf("%d arrived, %d done, %d failed, %d refused: all ranks die and start with one", c.Arrived, c.Done, c.Failed, c.Refused)
+	}
+}
+
+// stages is a load of stages whose times count from the beginning of each.
+type stages struct{ left []workload.Request }
+
+func (s *stages) Next() (workload.Request, bool) {
+	if len(s.left) == 0 {
+		return workload.Request{}, false
+	}
+	r := s.left[0]
+	s.left = s.left[1:]
+	return r, true
+}
+
+func TestStagesWaitForTheOneBeforeAndAPause(t *testing.T) {
+	c := qwen(t, 2, "round-robin")
+	c.Pause = 30 * time.Second
+	var load stages
+	for i := range 12 {
+		load.left = append(load.left, workload.Request{
+			Index: i, Stage: i / 4, At: time.Duration(i%4) * time.Second, After: workload.NoRequest,
+			Prompt: []workload.Segment{{ID: uint64(i), Tokens: 1000}}, Input: 1000, Output: 200,
+		})
+	}
+	var first, last [3]fleet.Time
+	c.Ended = func(o Outcome) {
+		if first[o.Stage] == 0 || o.Start < first[o.Stage] {
+			first[o.Stage] = o.Start
+		}
+		last[o.Stage] = max(last[o.Stage], o.End)
+	}
+	if r := mustRun(t, c, &load); r.Done != 12 {
+		t.Fatalf("%d of 12 done", r.Done)
+	}
+	for i := 1; i < 3; i++ {
+		if got := first[i].Sub(last[i-1]); got != c.Pause {
+			t.Errorf("stage %d begins %v after the last answer of the one before, want %v", i, got, c.Pause)
+		}
+	}
+}
+
+func TestClientsGiveUp(t *testing.T) {
+	c := qwen(t, 1, "round-robin")
+	c.Timeout = 3500 * time.Millisecond
+	given := 0
+	c.Ended = func(o Outcome) {
+		if took := o.End.Sub(o.Start); took > c.Timeout+2*c.Hop {
+			t.Errorf("a request took %v", took)
+		}
+		if !o.Done {
+			given++
+		}
+	}
+	r := mustRun(t, c, shared(20, 8, 60*time.Second)) // far more than one replica can do
+	if r.Failed != given || given < 50 || r.Done < 50 || r.Done+r.Failed != r.Arrived {
+		t.Errorf("%d arrived, %d done, %d failed, %d told to have failed", r.Arrived, r.Done, r.Failed, given)
+	}
+}
+
 func TestBadConfigurationsAreRefused(t *testing.T) {
 	good := qwen(t, 2, "random")
 	for name, spoil := range map[string]func(*Config){

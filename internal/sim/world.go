@@ -25,6 +25,7 @@ func (r *run) act(a pool.Action) {
 // dispatch sends request i to replica k.
 func (r *run) dispatch(i, k, attempt int, d *fleet.Decision) {
 	q := &r.requests[i]
+	q.replica = k
 	q.attempt, q.sent, q.ttft, q.tpot = attempt, r.now, d.Candidates[0].TTFT, d.Candidates[0].TPOT
 	if attempt > 1 {
 		r.res.Retries++
@@ -65,22 +66,27 @@ func (r *run) fail(i int, f fleet.Failure) {
 
 func (r *run) advance(k int) { r.collect(k, r.now) }
 
-// collect lets replica k work until a time and takes its reports.
+// collect lets replica k, and those in its set, work until a time and takes their
+// reports.
 func (r *run) collect(k int, until fleet.Time) {
-	en := r.engines[k]
-	if en.Engine == nil {
-		return
-	}
-	var next fleet.Time
-	r.reports, next = en.Advance(until, r.reports[:0])
-	for _, o := range r.reports {
-		if o.Kind == enginesim.KindTokens {
-			r.report(en, o)
+	members := r.engines[k].members
+	next := fleet.Never
+	for _, m := range members {
+		en := r.engines[m]
+		if en.Engine == nil {
+			return
+		}
+		r.reports, next = en.Advance(until, r.reports[:0])
+		for _, o := range r.reports {
+			if o.Kind == enginesim.KindTokens {
+				r.report(en, o)
+			}
 		}
 	}
-	if next != en.wake {
-		if en.wake = next; next != fleet.Never {
-			r.push(next, kindEngine, k)
+	// All of a set have the same next event.
+	if lead := r.engines[members[0]]; next != lead.wake {
+		if lead.wake = next; next != fleet.Never {
+			r.push(next, kindEngine, members[0])
 		}
 	}
 }
@@ -93,7 +99,7 @@ func (r *run) report(en *engine, o enginesim.Output) {
 	seen := o.At.Add(r.c.Hop)
 	leg := pool.Leg{Req: o.Req, Attempt: q.attempt}
 	if o.First {
-		q.first = max(seen, 1)
+		q.first, q.cached = max(seen, 1), o.Cached
 		r.res.firstToken(q, o)
 		leg.Phase = fleet.PhaseFirstToken
 		r.heap.push(event{at: max(seen, r.now), kind: kindLeg, leg: leg})
@@ -106,6 +112,7 @@ func (r *run) report(en *engine, o enginesim.Output) {
 	leg.Usage = fleet.Usage{Known: true, Prompt: fleet.Tokens(q.Input), Cached: o.Cached, Output: fleet.Tokens(q.Output)}
 	r.heap.push(event{at: max(seen, r.now), kind: kindLeg, leg: leg})
 	r.res.done(q, seen, r.c.Targets)
+	q.done = true
 	r.endAt(i, seen)
 }
 
@@ -125,6 +132,38 @@ func (r *run) endAt(i int, at fleet.Time) {
 	}
 	delete(r.waiting, i)
 	q.Prompt = nil // memory is bounded by what is open
+	if r.c.Ended != nil {
+		r.c.Ended(Outcome{
+			Stage: q.Stage, Replica: q.replica, Start: q.start, First: q.first, End: at,
+			Input: fleet.Tokens(q.Input), Cached: q.cached, Output: fleet.Tokens(q.Output), Done: q.done,
+		})
+	}
+	if r.open == 0 && r.held != nil {
+		r.nextStage(at)
+	}
+}
+
+// giveUp takes request i back, whose client has waited long enough.
+func (r *run) giveUp(i int) {
+	q := &r.requests[i]
+	if q.ended {
+		return
+	}
+	if q.attempt > 0 {
+		en := r.engines[q.replica]
+		if _, has := en.has[reqID(i)]; has {
+			r.collect(q.replica, r.now)
+			if q.ended { // it has just come
+				return
+			}
+			en.Abort(r.now, reqID(i))
+			delete(en.has, reqID(i))
+			r.collect(q.replica, r.now)
+		}
+	}
+	r.res.Failed++
+	r.step(&pool.Gone{Req: reqID(i)})
+	r.end(i)
 }
 
 // scrape reads replica k's gauges and foresees the next reading.
@@ -158,12 +197,9 @@ func (r *run) fault(f Fault) error {
 			return nil
 		}
 		r.collect(f.Replica, r.now)
-		en.lost += en.Stats().Preemptions
-		en.Engine, en.wake = nil, fleet.Never
-		for _, id := range slices.Sorted(maps.Keys(en.has)) {
-			r.fail(indexOf(id), fleet.FailStream)
+		for _, m := range en.members {
+			r.crash(r.engines[m])
 		}
-		clear(en.has)
 	case Restart:
 		if en.Engine == nil {
 			return r.boot(f.Replica)
@@ -174,4 +210,14 @@ func (r *run) fault(f Fault) error {
 		en.mute = false
 	}
 	return nil
+}
+
+// crash ends a replica's process, with all that was in it.
+func (r *run) crash(en *engine) {
+	en.lost += en.Stats().Preemptions
+	en.Engine, en.wake = nil, fleet.Never
+	for _, id := range slices.Sorted(maps.Keys(en.has)) {
+		r.fail(indexOf(id), fleet.FailStream)
+	}
+	clear(en.has)
 }
