@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak bench bench-gateway
+.PHONY: help build check check-engine test race fuzz soak fidelity bench bench-gateway
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ fuzz: ## Fuzz every target in turn, FUZZTIME=10s each
 
 soak: ## Mixed traffic for SOAK=20m, after which nothing may be left behind
 	go test ./test/soak -run Soak -soak $(SOAK) -timeout 2h -v
+
+fidelity: ## Compare models and simulator with what was measured on real engines
+	go run ./test/fidelity $(FLAGS)
 
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
