@@ -20,7 +20,7 @@ type Serving struct {
 	// are in the shape's native precision; unstated compute is that of the
 	// weights, unstated KV is 16-bit.
 	Weights, Compute, KV Precision
-	Engine               string // "vllm", "sglang", "trtllm"; others and "" are served as vllm would
+	Engine               string // "vllm", "sglang", "trtllm"; "" counts as "vllm"
 }
 
 // MemoryShare is the share of a device's memory that an engine may use: vLLM's
@@ -122,7 +122,7 @@ func (s Serving) KVTokens() int {
 const leastKV = 1024
 
 // engines are the engines told apart.
-var engines = [...]string{"", "vllm", "sglang", "trtllm", "penstock-sim"}
+var engines = [...]string{"", "vllm", "sglang", "trtllm"}
 
 // Validate says what is wrong with s and how to mend it; errors begin with the
 // field's name.
