@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/journal"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/perf"
@@ -283,4 +284,38 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Duration(c.SampleAge)
 		e.Uint(uint64(c.Adapter))
 	}
+}
+
+// DecodeActions reads actions that EncodeActions wrote.
+func DecodeActions(d *journal.Decoder) ([]Action, error) {
+	var list []Action
+	for range d.Len(1) {
+		a := Action{
+			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d),
+			Refusal: fleet.Refusal(d.Uint()), RetryAfter: d.Duration(), Health: health.State(d.Uint()), Cause: fleet.Failure(d.Uint()),
+		}
+		if d.Bool() {
+			a.Decision = decodeDecision(d)
+			a.Decision.Req, a.Decision.Attempt, a.Decision.Chosen = a.Req, a.Attempt, a.Endpoint
+		}
+		list = append(list, a)
+	}
+	return list, d.Err()
+}
+
+func decodeDecision(d *journal.Decoder) *fleet.Decision {
+	out := &fleet.Decision{
+		At: fleet.Time(d.Int()), Policy: string(d.Bytes()), Terms: decodeTerms(d), Prompt: d.Tokens(), Queued: d.Duration(),
+		RunnerUp: endpointID(d), Shadow: endpointID(d), Margin: d.Float(),
+	}
+	for i := range out.Counts {
+		out.Counts[i] = int(d.Int())
+	}
+	for range d.Len(1) {
+		out.Candidates = append(out.Candidates, fleet.Candidate{
+			Endpoint: endpointID(d), Verdict: fleet.Verdict(d.Uint()), Matched: d.Tokens(), Backlog: d.Tokens(), InFlight: int(d.Int()),
+			Score: d.Float(), TTFT: d.Duration(), TPOT: d.Duration(), SampleAge: d.Duration(), Adapter: fleet.AdapterFit(d.Uint()),
+		})
+	}
+	return out
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/journal"
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/stat"
 )
@@ -67,6 +69,43 @@ func (m *machine) step(t *rapid.T, ev Event) {
 	}
 }
 
+// tapeAgrees holds that a tape tells every step as it was written.
+func tapeAgrees(t *rapid.T, raw []byte) {
+	plain, err := journal.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := journal.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tape, err := NewTape(again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plain.Next(); err != nil { // the head
+		t.Fatal(err)
+	}
+	for {
+		body, err := plain.Next()
+		s, tapeErr := tape.Next()
+		if errors.Is(err, io.EOF) && errors.Is(tapeErr, io.EOF) {
+			return
+		}
+		if err != nil || tapeErr != nil {
+			t.Fatalf("journal: %v, tape: %v", err, tapeErr)
+		}
+		var e journal.Encoder
+		e.Uint(s.Seq)
+		e.Int(int64(s.At))
+		EncodeEvent(&e, s.Event)
+		EncodeActions(&e, s.Actions)
+		if !bytes.Equal(e.B, body) {
+			t.Fatalf("step %d (%T) came back as another", s.Seq, s.Event)
+		}
+	}
+}
+
 func (m *machine) anyFlight(t *rapid.T, dispatched bool) (fleet.ReqID, int, bool) {
 	for id := fleet.ReqID(1); id <= m.next; id++ { // ordered, so that rapid can shrink
 		if a, ok := m.flights[id]; ok && (a > 0) == dispatched && rapid.Bool().Draw(t, "this") {
@@ -109,6 +148,7 @@ func TestBrainKeepsItsLaws(t *testing.T) {
 		if err := jw.Flush(); err != nil {
 			t.Fatal(err)
 		}
+		tapeAgrees(t, raw.Bytes())
 		jr, err := journal.NewReader(&raw)
 		if err != nil {
 			t.Fatal(err)
@@ -309,11 +349,15 @@ func TestDecisionKeepsTheBestOfMany(t *testing.T) {
 // BenchmarkDecision is the whole of one request in the brain: arrive, first
 // token, done.
 func BenchmarkDecision(b *testing.B) {
-	for _, n := range []int{8, 64, 512} {
+	for _, n := range []int{8, 64, 512, 4096} {
 		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
-			brain := newBrain(b, Default())
+			c := Default()
+			c.Policy.Name = "predictive"
+			brain := newBrain(b, c)
+			limits := fleet.Limits{KVTokens: 300_000, MaxSeqs: 256, BudgetTokens: 8192}
+			step := perf.Step{Base: 14e-3, PerSeq: 50e-6, PerKV: 57e-9, PerPrompt: 60e-6, PerPair: 3e-9}
 			for i := range n {
-				brain.Step(0, &Endpoint{Endpoint: fleet.EndpointID(i + 1), Gen: 1}, nil)
+				brain.Step(0, &Endpoint{Endpoint: fleet.EndpointID(i + 1), Gen: 1, Limits: limits, Variant: 1, Step: step}, nil)
 			}
 			chains := make([][]kv.Key, 256)
 			for i := range chains {
@@ -322,7 +366,8 @@ func BenchmarkDecision(b *testing.B) {
 				}
 			}
 			var out []Action
-			arrive, first, done := Arrive{Prompt: 12000, KeyTokens: 64}, Leg{Attempt: 1, Phase: fleet.PhaseFirstToken}, Leg{Attempt: 1, Phase: fleet.PhaseDone}
+			slo := fleet.SLO{TTFT: 2 * time.Second, TPOT: 50 * time.Millisecond}
+			arrive, first, done := Arrive{Prompt: 12000, KeyTokens: 64, Terms: fleet.Terms{SLO: slo}}, Leg{Attempt: 1, Phase: fleet.PhaseFirstToken}, Leg{Attempt: 1, Phase: fleet.PhaseDone}
 			id := fleet.ReqID(0)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -74,12 +74,42 @@ func Replay(r *journal.Reader) (*Brain, uint64, error) {
 }
 
 func replayHead(r *journal.Reader) (*Brain, error) {
+	t, err := NewTape(r)
+	if err != nil {
+		return nil, err
+	}
+	deps, err := Assemble(t.Config)
+	if err != nil {
+		return nil, fmt.Errorf("head record: %w", err)
+	}
+	return New(t.Config, deps, t.Seed), nil
+}
+
+// Tape reads what a journal holds, without a brain: what was told and what was
+// done, whatever a brain of today would do.
+type Tape struct {
+	Config Config // of the brain, at the beginning
+	Seed   uint64
+
+	r *journal.Reader
+}
+
+// Step is one step of a brain's life.
+type Step struct {
+	Seq     uint64
+	At      fleet.Time
+	Event   Event
+	Actions []Action
+}
+
+// NewTape reads the head record of a journal.
+func NewTape(r *journal.Reader) (*Tape, error) {
 	body, err := r.Next()
 	if err != nil {
 		return nil, fmt.Errorf("journal has no head record: %w", err)
 	}
 	d := journal.Decoder{B: body}
-	seed := d.Fixed()
+	t := &Tape{r: r, Seed: d.Fixed()}
 	ev, err := DecodeEvent(&d)
 	if err != nil {
 		return nil, fmt.Errorf("head record: %w", err)
@@ -88,9 +118,23 @@ func replayHead(r *journal.Reader) (*Brain, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: head record is a %T", journal.ErrDamaged, ev)
 	}
-	deps, err := Assemble(head.Config)
+	t.Config = head.Config
+	return t, nil
+}
+
+// Next returns the next step, or io.EOF after the last.
+func (t *Tape) Next() (Step, error) {
+	body, err := t.r.Next()
 	if err != nil {
-		return nil, fmt.Errorf("head record: %w", err)
+		return Step{}, err
 	}
-	return New(head.Config, deps, seed), nil
+	d := journal.Decoder{B: body}
+	s := Step{Seq: d.Uint(), At: fleet.Time(d.Int())}
+	if s.Event, err = DecodeEvent(&d); err == nil {
+		s.Actions, err = DecodeActions(&d)
+	}
+	if err != nil {
+		return s, fmt.Errorf("step %d: %w", s.Seq, err)
+	}
+	return s, nil
 }

@@ -63,6 +63,9 @@ type Config struct {
 	// Timeout is how long clients wait for the end of an answer; 0 is for ever.
 	Timeout time.Duration
 	Ended   func(Outcome) // hears of each request at its end; nil for nobody
+	// Journal, when set, records the brain's life as a gateway would. Its writer
+	// keeps the first error.
+	Journal *pool.Recorder
 }
 
 // Targets are what a request must meet to be good; zero is no target.
@@ -366,6 +369,9 @@ func chainOf(prompt []workload.Segment, block int) []uint64 {
 // step tells the brain of ev and carries out what follows.
 func (r *run) step(ev pool.Event) {
 	r.out = r.brain.Step(r.now, ev, r.out[:0])
+	if r.c.Journal != nil {
+		_ = r.c.Journal.Record(r.now, ev, r.out)
+	}
 	for _, a := range r.out {
 		r.act(a)
 	}
