@@ -75,7 +75,7 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	s := e.take()
 	*s = sequence{
 		id: r.ID, chain: r.Chain, prompt: int(r.Prompt), output: output, finish: r.Finish,
-		adapter: r.Adapter, pool: r.Pool,
+		adapter: r.Adapter, pool: r.Pool, received: int(r.Received),
 	}
 	if s.finish == NotFinished {
 		s.finish = FinishLength
@@ -234,6 +234,7 @@ type sequence struct {
 	pool           bool
 
 	generated int  // tokens
+	received  int  // tokens of the prompt whose KV comes with it at its next admission
 	computed  int  // tokens whose KV is in the cache
 	chunk     int  // tokens it computes in the step in flight
 	cached    int  // prompt tokens found at first admission

@@ -366,3 +366,23 @@ func TestSharedPrefixesAreReadAgain(t *testing.T) {
 		t.Errorf("at rest %d blocks are held twice", e.blocks.again())
 	}
 }
+
+func TestReceivedKVIsNotComputedUntilItIsLost(t *testing.T) {
+	var b Batch
+	e := newEngine(t, Config{Physics: lastBatch{&b}, EveryToken: true, KVTokens: 8 * BlockTokens})
+	submit(t, e, 0, Request{ID: 1, Prompt: 49, Received: 48, Output: 33})
+	submit(t, e, 0, Request{ID: 2, Prompt: 49, Received: 48, Output: 33})
+	e.Advance(0, nil)
+	if b.Prompt != 2 || b.Context != 2*48 || e.Stats().UsedBlocks != 8 {
+		t.Errorf("%+v on %d blocks, want one token each after 48 that have come, on all 8", b, e.Stats().UsedBlocks)
+	}
+	computed := fleet.Tokens(0)
+	for _, o := range drain(t, e) {
+		if o.Kind == KindStep {
+			computed += o.Tokens
+		}
+	}
+	if s := e.Stats(); s.Preemptions != 1 || computed <= 2*33 {
+		t.Errorf("%d preemptions and %d tokens computed: what was lost must be computed here", s.Preemptions, computed)
+	}
+}

@@ -116,8 +116,8 @@ func parsePoint(t *testing.T, get func(string) string) point {
 	}
 	// InferenceX clients start together, and even few of them wait for each other.
 	p.alone = p.ttft > 0 && p.concurrency <= 4 && get("origin") != "InferenceX-db" && !p.waves
-	p.group = strings.Join([]string{get("model"), get("gpu"), get("precision"), get("engine"),
-		"tp" + get("tp") + " dp" + get("attn_dp") + " ep" + get("moe_ep")}, " ")
+	split := "tp" + get("tp") + " dp" + get("attn_dp") + " ep" + get("moe_ep")
+	p.group = strings.Join([]string{get("model"), get("gpu"), get("precision"), get("engine"), split}, " ")
 	return p
 }
 

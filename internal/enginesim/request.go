@@ -33,6 +33,10 @@ type Request struct {
 	Prompt fleet.Tokens // at least 1
 	Output fleet.Tokens // tokens to generate, at least 1
 	Finish Reason       // what to report at the end; NotFinished means FinishLength
+	// Received is how many of the prompt's tokens come with their KV, computed
+	// elsewhere and moved here by now. It takes blocks like any other, and is
+	// computed here when it is lost to preemption.
+	Received fleet.Tokens
 	// Adapter is the LoRA adapter it runs with; empty for the base model. Its
 	// keys must differ from those of other adapters: their KV does.
 	Adapter string

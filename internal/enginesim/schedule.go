@@ -78,7 +78,7 @@ func (e *Engine) admitWaiting(budget int) {
 		// At least one token is always computed: there is no logit without it.
 		limit := min((s.known()-1)/blockTokens, len(s.chain))
 		hit, idle := e.blocks.match(s.chain[:limit])
-		computed := hit * blockTokens
+		computed := max(hit*blockTokens, min(s.received, s.known()-1))
 		chunk := min(s.known()-computed, budget)
 		need := ceilDiv(computed+chunk, blockTokens)
 		// Idle blocks that this request is about to use cannot be evicted for it.
@@ -93,9 +93,9 @@ func (e *Engine) admitWaiting(budget int) {
 		s.serial, s.computed = e.serial, computed
 		e.blocks.acquire(s, hit)
 		if !s.seen {
-			s.seen, s.cached, s.admitted = true, computed, e.ready
+			s.seen, s.cached, s.admitted = true, hit*blockTokens, e.ready
 			e.stats.PrefixQueries += uint64(s.prompt)
-			e.stats.PrefixHits += uint64(computed)
+			e.stats.PrefixHits += uint64(s.cached)
 		}
 		e.schedule(s, chunk, need)
 		budget -= chunk
@@ -130,7 +130,7 @@ func (e *Engine) schedule(s *sequence, chunk, need int) {
 func (e *Engine) preempt(s *sequence) {
 	e.dropRunning(s)
 	e.blocks.release(s)
-	s.computed, s.chunk = 0, 0
+	s.computed, s.chunk, s.received = 0, 0, 0
 	e.waiting.pushFront(s)
 	e.stats.Preemptions++
 }
