@@ -39,6 +39,8 @@ type section struct {
 func sections(shared string) []section {
 	return []section{
 		{"points", func(w io.Writer) []goal { return points(w, shared) }},
+		{"ladder", func(w io.Writer) []goal { return ladder(w, shared) }},
+		{"wide-ep", wideEP},
 	}
 }
 
