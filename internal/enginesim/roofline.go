@@ -143,7 +143,8 @@ type overheads struct {
 
 // fitted is the efficiency that fits measured operating points best: 24 numbers
 // for 114 ways to serve (see TestPhysicsAgainstMeasuredPoints, which can fit
-// them again). TPOT weighs more in it than TTFT.
+// them again), rounded. Few points depend on attention over prompts and on
+// decoding over latents: these two stand where kernels are published to be.
 var fitted = efficiency{
 	weights: 0.86, experts: 0.79, kv: 0.85,
 	linear16: 0.64, linear8: 0.44, linear4: 0.35,
