@@ -12,5 +12,5 @@
 // room is needed. When a running sequence finds no block, the latest arrival
 // gives up all of its own and later computes again whatever was evicted.
 // Requests for LoRA adapters also wait for one of a few slots, and others may
-// pass them.
+// pass them. Data-parallel ranks that share experts share a clock: see Lockstep.
 package enginesim
