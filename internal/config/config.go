@@ -155,6 +155,9 @@ type StepMs struct {
 	Experts float64 `json:"experts"`
 	// Touch is the share of the experts that one token touches, 0 to 1; not a time.
 	Touch float64 `json:"touch"`
+	// Shadow is how many prompt tokens a step computes while it reads the weights
+	// anyway; not a time.
+	Shadow float64 `json:"shadow"`
 	// PerRequest is the time per request that is no step's work: network, HTTP,
 	// tokenising.
 	PerRequest float64 `json:"perRequest"`

@@ -40,3 +40,13 @@ func Chain(dst []Key, seed Key, text []byte) []Key {
 	}
 	return dst
 }
+
+// Answer appends to chain n keys that stand for the answer to a request, which
+// takes room in a cache like its prompt. Nothing else has them: what the answer
+// says is not known here.
+func Answer(chain []Key, request uint64, n int) []Key {
+	for i := range n {
+		chain = append(chain, Key(stat.Mix64(stat.Mix64(request^0xa115e4)+uint64(i))))
+	}
+	return chain
+}

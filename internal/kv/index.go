@@ -309,6 +309,9 @@ func (c Config) Validate() []error {
 	return errs
 }
 
+// Cover returns how many keys so many tokens fill.
+func (c Config) Cover(tokens fleet.Tokens) int { return int(tokens / c.KeyTokens) }
+
 // Keys returns how many keys a cache of the given capacity holds; 0 means
 // unknown.
 func (c Config) Keys(capacity fleet.Tokens) int {

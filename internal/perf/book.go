@@ -126,19 +126,18 @@ func (b *Book) Step(i int) Step {
 	return s.step
 }
 
-// Load returns what a request sent now would meet at a slot; others is the number
+// Load sets l to what a request sent now would meet at a slot; others is the number
 // of requests there that are not in the book, usage the share of its KV cache in
 // use by its own gauge, negative when unknown. It moves the slot's count on to now,
 // which a replay must do at the same times.
-func (b *Book) Load(now fleet.Time, i, others int, usage float64) Load {
+func (b *Book) Load(now fleet.Time, i, others int, usage float64, l *Load) {
 	s := &b.slots[i]
 	s.pass(now)
-	l := s.meter.load(others)
+	s.meter.load(others, l)
 	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
 	if usage >= 0 {
 		l.Held = fleet.Tokens(usage * float64(l.KVTokens))
 	}
-	return l
 }
 
 // Open returns the number of jobs that stand in the book for a slot.
@@ -259,7 +258,7 @@ func (s *slot) timeDecode(now fleet.Time, j *Job, output fleet.Tokens) {
 	m := &s.meter
 	n, kv := (m.totals.seqs-j.at.seqs)/span, (m.totals.kv-j.at.kv)/span
 	prompt, pairs := m.totals.prompt-j.at.prompt, m.totals.pairs-j.at.pairs
-	s.learn(steps, n, kv, prompt, pairs, span, 0)
+	s.learn(steps, n, kv, prompt, pairs, span, 0, 0)
 }
 
 // timePrefill learns from the stretch in which j's prompt, and those of others
@@ -271,16 +270,21 @@ func (s *slot) timePrefill(now fleet.Time, j *Job) {
 	if p.requests > 0 && now.Sub(p.at).Seconds() < sameStep {
 		p.prompt += float64(j.uncached)
 		p.pairs += j.pairs
+		p.found += float64(j.prompt - j.uncached)
 		p.requests++
 		return
 	}
 	s.flushPrefill()
 	from := max(m.from, j.sent)
 	*p = prefill{
-		at: now, span: now.Sub(from).Seconds(), prompt: float64(j.uncached), pairs: j.pairs, requests: 1,
+		at: now, span: now.Sub(from).Seconds(), prompt: float64(j.uncached), pairs: j.pairs, found: float64(j.prompt - j.uncached), requests: 1,
 		seqs: float64(m.decoding), kv: m.context, idle: from == j.sent,
 	}
 }
+
+// foundDoubt is the standard deviation of what an engine has cached of a prompt
+// about what it is believed to have, as a share of that.
+const foundDoubt = 0.2
 
 func (s *slot) flushPrefill() {
 	p := s.meter.pending
@@ -293,25 +297,33 @@ func (s *slot) flushPrefill() {
 		budget = DefaultBudget
 	}
 	steps := math.Ceil(p.prompt / max(float64(budget)-p.seqs, 1))
-	requests := 0.0
+	requests, vague := 0.0, 0.0
 	if p.idle {
 		requests = 1
 		if p.seqs > 0 {
-			steps += 0.5 // the step under way when it came
+			// The step under way when it came: half of one, give or take.
+			const uniform = 1.0 / 12 // variance of where in the step it came
+			step := s.believed()
+			under := step.Time(Work{Seqs: p.seqs, KV: p.kv}) / p.span
+			steps, vague = steps+0.5, uniform*under*under
 		}
 	}
-	s.learn(steps, p.seqs, p.kv, p.prompt, p.pairs, p.span, requests)
+	// What was believed cached may not have been.
+	doubt := foundDoubt * p.found * s.class.theta[3] * s.class.scale[3] / p.span
+	vague += doubt * doubt
+	lit := max(math.Floor(steps), 1)
+	s.learn(steps, p.seqs, p.kv, lit*s.class.prior.lit(p.prompt/lit, p.seqs), p.pairs, p.span, requests, vague)
 }
 
 // learn takes in a stretch of so many steps with n sequences and kv tokens of
 // context on average, in which prompt tokens were computed.
-func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests float64) {
+func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests, vague float64) {
 	c := s.class
 	touched := 0.0
 	if c.prior.Touch > 0 {
 		touched = steps * c.prior.touched(n+prompt/steps)
 	}
-	l := lesson{x: vector{steps, steps * n, steps * kv, prompt, pairs, touched, requests}, seconds: span}
+	l := lesson{x: Vector{steps, steps * n, steps * kv, prompt, pairs, touched, requests}, seconds: span, vague: vague}
 	work := prompt * c.theta[3] * c.scale[3]
 	l.kind = kindOf(n, kv, work/(work+steps*c.theta[0]*c.scale[0]+1e-9))
 	residual, ok := c.learn(&l, math.Exp(s.logf))
@@ -320,7 +332,7 @@ func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests float64) {
 	}
 	// A scalar Kalman filter on the factor's logarithm.
 	s.varf += factorWalk * factorWalk
-	gain := s.varf / (s.varf + factorNoise*factorNoise + c.noise)
+	gain := s.varf / (s.varf + factorNoise*factorNoise + c.noise + vague)
 	r := min(max(residual-s.logf, -1), 1)
 	s.logf += gain * r
 	s.varf *= 1 - gain

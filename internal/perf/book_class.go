@@ -2,31 +2,9 @@ package perf
 
 import "math"
 
-// dims are the parameters that are learnt, in the order of params.
-const dims = 7
-
-type vector [dims]float64
-
-func params(s Step) vector {
-	return vector{s.Base, s.PerSeq, s.PerKV, s.PerPrompt, s.PerPair, s.Experts, s.PerRequest}
-}
-
-func (v *vector) step(touch float64) Step {
-	return Step{Base: v[0], PerSeq: v[1], PerKV: v[2], PerPrompt: v[3], PerPair: v[4], Experts: v[5], PerRequest: v[6], Touch: touch}
-}
-
-func (v *vector) dot(w *vector) float64 {
-	sum := 0.0
-	for i := range v {
-		sum += v[i] * w[i]
-	}
-	return sum
-}
-
 // What learning trusts. Spreads are standard deviations of the logarithm.
 const (
-	priorSpread  = 0.4  // of a parameter around its prior, see docs/decisions/0010
-	weakSpread   = 2.0  // of a parameter nothing is known of
+	weakSpread   = 2.0  // of a parameter nothing is known of, relative to the guess
 	firstNoise   = 0.15 // of one lesson, before its spread has been seen
 	leastNoise   = 0.03 // lessons are no better than this: they are averages over changing batches
 	mostNoise    = 0.6
@@ -52,10 +30,11 @@ type class struct {
 	prior   Step
 	weak    bool
 
-	scale   vector // of each parameter; 0 where it is fixed at 0
-	theta   vector // the belief, in units of scale
-	cover   [dims][dims]float64
-	spread  float64 // of the prior
+	scale   Vector // of each parameter; 0 where it is fixed at 0
+	theta   Vector // the belief, in units of scale
+	cover   Matrix
+	free    [Params]bool // the parameters that are not fixed at 0
+	spread  Vector       // of the prior, relative to it
 	buckets [buckets]bucket
 	noise   float64 // variance of the logarithm of a lesson
 	lessons int
@@ -70,8 +49,8 @@ type class struct {
 // bucket sums up lessons of one kind in units of scale: information and
 // information times value, each lesson relative to its predicted time.
 type bucket struct {
-	xx    [dims][dims]float64
-	xy    vector
+	xx    Matrix
+	xy    Vector
 	count float64
 }
 
@@ -93,16 +72,19 @@ func newClass(variant uint64, prior Step) *class {
 // setPrior makes the class start anew from a prior; a zero one is unknown.
 func (c *class) setPrior(prior Step) {
 	members := c.members
-	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpread, noise: firstNoise * firstNoise}
+	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, noise: firstNoise * firstNoise}
 	if !prior.Known() {
-		c.weak, prior, c.spread = true, weakPrior, weakSpread
+		c.weak, prior = true, weakPrior
+		for i := range c.spread {
+			c.spread[i] = weakSpread
+		}
 	}
 	if prior.PerRequest == 0 {
 		prior.PerRequest = weakPrior.PerRequest
 	}
-	c.scale = params(prior)
+	c.scale = prior.Vector()
 	for i, x := range c.scale {
-		if x > 0 {
+		if c.free[i] = x > 0; c.free[i] {
 			c.theta[i] = 1
 		}
 	}
@@ -120,18 +102,19 @@ func (c *class) step() Step {
 
 // guess is step even when little is known.
 func (c *class) guess() Step {
-	var v vector
+	var v Vector
 	for i := range v {
 		v[i] = c.theta[i] * c.scale[i]
 	}
-	return v.step(c.prior.Touch)
+	return c.prior.With(v)
 }
 
 // lesson is one measured stretch of an engine's time.
 type lesson struct {
-	x       vector // what was done in it, by parameter
+	x       Vector // what was done in it, by parameter
 	seconds float64
 	kind    int
+	vague   float64 // variance of its logarithm beside the ordinary noise
 }
 
 // kindOf returns the bucket of a stretch with so many sequences and tokens of
@@ -147,11 +130,11 @@ func kindOf(seqs, kv, promptShare float64) int {
 // learn takes in a lesson of an endpoint with a factor, and returns by how much,
 // as a logarithm, it took longer than the class at factor 1 believes.
 func (c *class) learn(l *lesson, factor float64) (residual float64, ok bool) {
-	var x vector
+	var x Vector
 	for i := range x {
 		x[i] = l.x[i] * c.scale[i]
 	}
-	predicted := x.dot(&c.theta)
+	predicted := dot(x, c.theta)
 	if predicted <= 0 || l.seconds <= 0 {
 		return 0, false
 	}
@@ -160,13 +143,13 @@ func (c *class) learn(l *lesson, factor float64) (residual float64, ok bool) {
 	for i := range x {
 		x[i] /= predicted
 	}
-	sd := math.Sqrt(c.noise + c.uncertainty(&x))
-	weight := 1.0
+	sd := math.Sqrt(c.noise + l.vague + c.uncertainty(&x))
+	weight := c.noise / (c.noise + l.vague)
 	if a := math.Abs(r); a > gate*sd {
-		weight = gate * sd / a
+		weight *= gate * sd / a
 		r = math.Copysign(gate*sd, r)
 	}
-	c.noise = min(max(c.noise+noiseWeight*(r*r-c.noise), leastNoise*leastNoise), mostNoise*mostNoise)
+	c.noise = min(max(c.noise+noiseWeight*weight*(r*r-l.vague-c.noise), leastNoise*leastNoise), mostNoise*mostNoise)
 	c.buckets[l.kind].add(&x, math.Exp(r), weight)
 	c.lessons++
 	c.unfit++
@@ -195,7 +178,7 @@ func (c *class) watch(z float64) {
 }
 
 // uncertainty is the variance of a prediction relative to itself.
-func (c *class) uncertainty(x *vector) float64 {
+func (c *class) uncertainty(x *Vector) float64 {
 	v := 0.0
 	for i := range x {
 		for j := range x {
@@ -205,13 +188,11 @@ func (c *class) uncertainty(x *vector) float64 {
 	return max(v, 0)
 }
 
-func (b *bucket) add(x *vector, y, weight float64) {
+func (b *bucket) add(x *Vector, y, weight float64) {
 	const keep = 1 - math.Ln2/bucketMemory
 	b.fade(keep)
+	b.xx.add(*x, weight)
 	for i := range x {
-		for j := range x {
-			b.xx[i][j] += weight * x[i] * x[j]
-		}
 		b.xy[i] += weight * x[i] * y
 	}
 	b.count += weight
@@ -232,82 +213,25 @@ func (b *bucket) fade(keep float64) {
 func (c *class) fit() {
 	c.unfit = 0
 	c.version++
-	var info [dims][dims]float64
-	var sum vector
+	var info Matrix
+	var sum Vector
 	for k := range c.buckets {
-		b := &c.buckets[k]
-		if b.count == 0 {
-			continue
-		}
-		for i := range sum {
-			for j := range sum {
-				info[i][j] += b.xx[i][j] / c.noise
+		if b := &c.buckets[k]; b.count > 0 {
+			for i := range sum {
+				for j := range sum {
+					info[i][j] += b.xx[i][j] / c.noise
+				}
+				sum[i] += b.xy[i] / c.noise
 			}
-			sum[i] += b.xy[i] / c.noise
 		}
 	}
 	for i := range sum {
-		p := 1 / (c.spread * c.spread)
-		info[i][i] += p
-		if c.scale[i] > 0 {
+		if c.free[i] {
+			p := 1 / (c.spread[i] * c.spread[i])
+			info[i][i] += p
 			sum[i] += p // the prior is 1 in units of scale
 		}
 	}
-	descend(&info, &sum, &c.theta)
-	for i := range c.scale {
-		if c.scale[i] == 0 {
-			c.theta[i] = 0
-		}
-	}
-	c.cover = invert(&info)
-}
-
-// descend minimises θᵀAθ/2 − bᵀθ over θ ≥ 0 by coordinate descent from θ.
-func descend(a *[dims][dims]float64, b, theta *vector) {
-	const sweeps = 60
-	for range sweeps {
-		moved := 0.0
-		for i := range theta {
-			g := b[i]
-			for j := range theta {
-				if j != i {
-					g -= a[i][j] * theta[j]
-				}
-			}
-			next := max(g/a[i][i], 0)
-			moved = max(moved, math.Abs(next-theta[i]))
-			theta[i] = next
-		}
-		if moved < 1e-6 {
-			return
-		}
-	}
-}
-
-// invert returns the inverse of a symmetric positive definite matrix by Gauss and
-// Jordan; pivots stay positive without exchange.
-func invert(a *[dims][dims]float64) [dims][dims]float64 {
-	m := *a
-	var inv [dims][dims]float64
-	for i := range inv {
-		inv[i][i] = 1
-	}
-	for p := range m {
-		d := 1 / m[p][p]
-		for j := range m {
-			m[p][j] *= d
-			inv[p][j] *= d
-		}
-		for i := range m {
-			if i == p {
-				continue
-			}
-			f := m[i][p]
-			for j := range m {
-				m[i][j] -= f * m[p][j]
-				inv[i][j] -= f * inv[p][j]
-			}
-		}
-	}
-	return inv
+	c.theta = info.nonNegative(sum, c.free)
+	c.cover = info.inverse(c.free)
 }

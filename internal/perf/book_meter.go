@@ -42,6 +42,10 @@ type totals struct {
 // to hold a few of them, short beside a change of load.
 const prefillWindow = 30 * time.Second
 
+// shortPass is the time in seconds over which an exponential that fades over
+// prefillWindow is a straight line, to a millionth.
+const shortPass = 0.03
+
 // meter keeps count of what one endpoint is doing. Its clock counts decode steps
 // as the belief says they pass, so that the context of what decodes grows between
 // reports.
@@ -70,6 +74,7 @@ type prefill struct {
 	at            fleet.Time
 	span          float64 // s
 	prompt, pairs float64
+	found         float64 // prompt tokens that were believed cached
 	requests      int
 	seqs, kv      float64 // beside it
 	idle          bool    // it began when nothing was ahead
@@ -90,7 +95,10 @@ func (m *meter) pass(now fleet.Time, s *Step) {
 		m.clock += steps
 		m.context += n * steps
 	}
-	fade := math.Exp(-dt / prefillWindow.Seconds())
+	fade := 1 - dt/prefillWindow.Seconds()
+	if dt > shortPass {
+		fade = math.Exp(-dt / prefillWindow.Seconds())
+	}
 	m.prefill *= fade
 	m.arrivals *= fade
 }
@@ -149,10 +157,10 @@ func (m *meter) corrected(j *Job, output fleet.Tokens) {
 	j.origin = origin
 }
 
-// load returns what a request would meet, others' requests included, which look
+// load sets l to what a request would meet, others' requests included, which look
 // like ours.
-func (m *meter) load(others int) Load {
-	l := Load{
+func (m *meter) load(others int, l *Load) {
+	*l = Load{
 		Decoding: m.decoding, Active: fleet.Tokens(max(m.context, 0)), Ahead: m.ahead, Backlog: m.backlog, Pairs: m.pairs, Prefill: m.prefill, Arrivals: m.arrivals,
 	}
 	if m.ahead > 0 {
@@ -167,7 +175,6 @@ func (m *meter) load(others int) Load {
 		l.Active += each * fleet.Tokens(others)
 	}
 	l.Held = l.Active - fleet.Tokens(m.found)
-	return l
 }
 
 // othersContext is the context assumed of a sequence that another gateway sent,

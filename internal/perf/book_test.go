@@ -34,7 +34,8 @@ func (s *server) play(b *Book, slot int, now fleet.Time, requests, concurrency i
 		extra := 0.0
 		if sent < requests && len(s.seqs) < concurrency {
 			q = &toy{ask: Ask{Key: 1, Prompt: prompt}, context: float64(prompt)}
-			l := b.Load(now, slot, 0, -1)
+			var l Load
+			b.Load(now, slot, 0, -1, &l)
 			b.Sent(now, slot, q.ask, 0, &l, &q.job)
 			sent++
 			w.Prompt, w.Pairs, extra = float64(prompt), Pairs(0, prompt), s.step.PerRequest
@@ -173,7 +174,8 @@ func TestOneWildMeasurementMovesLittle(t *testing.T) {
 	now := servers[0].play(b, 0, 0, 100, 8, 1000, 100)
 	before := b.Step(0).Time(light)
 	var j Job
-	l := b.Load(now, 0, 0, -1)
+	var l Load
+	b.Load(now, 0, 0, -1, &l)
 	b.Sent(now, 0, Ask{Prompt: 1000}, 0, &l, &j)
 	b.First(now.Add(time.Hour), &j)
 	b.Done(now.Add(3*time.Hour), &j, Ask{Prompt: 1000}, 100)
@@ -186,7 +188,8 @@ func TestBookKeepsCount(t *testing.T) {
 	b, _ := rig(qwen, qwen)
 	jobs := make([]Job, 20)
 	for i := range jobs {
-		l := b.Load(fleet.Time(i), 0, 0, -1)
+		var l Load
+		b.Load(fleet.Time(i), 0, 0, -1, &l)
 		b.Sent(fleet.Time(i), 0, Ask{Prompt: fleet.Tokens(100 + i)}, 50, &l, &jobs[i])
 	}
 	for i := range jobs[:10] {
@@ -238,7 +241,8 @@ func BenchmarkBook(b *testing.B) {
 		var j Job
 		a := Ask{Key: 1, Prompt: 1000}
 		now = now.Add(time.Millisecond)
-		l := book.Load(now, 0, 0, -1)
+		var l Load
+		book.Load(now, 0, 0, -1, &l)
 		book.Sent(now, 0, a, 200, &l, &j)
 		now = now.Add(50 * time.Millisecond)
 		book.First(now, &j)

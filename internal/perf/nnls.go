@@ -23,7 +23,7 @@ func (s Step) Vector() Vector {
 
 // With returns s with the parameters of v.
 func (s Step) With(v Vector) Step {
-	return Step{Base: v[0], PerSeq: v[1], PerKV: v[2], PerPrompt: v[3], PerPair: v[4], Experts: v[5], PerRequest: v[6], Touch: s.Touch}
+	return Step{Base: v[0], PerSeq: v[1], PerKV: v[2], PerPrompt: v[3], PerPair: v[4], Experts: v[5], PerRequest: v[6], Touch: s.Touch, Shadow: s.Shadow}
 }
 
 // dot is the inner product.

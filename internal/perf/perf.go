@@ -24,21 +24,25 @@ type Step struct {
 	PerPair   float64 // s per pair of prompt token and token before it
 	Experts   float64 // s to read the weights of all experts; 0 for dense models
 	Touch     float64 // share of the experts that one token touches, 0 to 1
+	// Shadow is how many prompt tokens a step computes in the time in which it
+	// reads the weights anyway: beside so few, a step takes no longer.
+	Shadow float64
 
 	// PerRequest is s per request that is no step's work: network, HTTP,
 	// tokenising, the way back of the first token.
 	PerRequest float64
 }
 
-// Known reports whether the step has parameters at all.
-func (s Step) Known() bool { return s != Step{} }
+// Known reports whether the step has parameters: a step that takes no time is
+// unknown.
+func (s *Step) Known() bool { return s.Base > 0 || s.PerSeq > 0 || s.PerPrompt > 0 }
 
 // Scale returns the step of hardware that is factor times as slow.
 func (s Step) Scale(factor float64) Step {
 	return Step{
 		Base: s.Base * factor, PerSeq: s.PerSeq * factor, PerKV: s.PerKV * factor, PerPrompt: s.PerPrompt * factor,
 		PerPair: s.PerPair * factor, Experts: s.Experts * factor, Touch: s.Touch,
-		PerRequest: s.PerRequest * factor,
+		PerRequest: s.PerRequest * factor, Shadow: s.Shadow,
 	}
 }
 

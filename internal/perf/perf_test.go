@@ -33,8 +33,8 @@ func TestTTFT(t *testing.T) {
 }
 
 func TestTPOTGrowsWithTheBatch(t *testing.T) {
-	alone := qwen.TPOT(Load{}, 1000)
-	busy := qwen.TPOT(Load{Decoding: 63, Active: 63000}, 1000)
+	alone := qwen.TPOT(Load{}, 1000, 0)
+	busy := qwen.TPOT(Load{Decoding: 63, Active: 63000}, 1000, 0)
 	if want := 14e-3 + 49.6e-6 + 56.7e-6; math.Abs(alone.Seconds()-want) > 1e-8 {
 		t.Errorf("alone %v, want %v s", alone, want)
 	}
@@ -44,10 +44,10 @@ func TestTPOTGrowsWithTheBatch(t *testing.T) {
 }
 
 func TestUnknownStepPredictsNothing(t *testing.T) {
-	if (Step{}).TTFT(Load{}, 0, 100) != 0 || (Step{}).TPOT(Load{}, 100) != 0 {
+	if (Step{}).TTFT(Load{}, 0, 100) != 0 || (Step{}).TPOT(Load{}, 100, 1) != 0 {
 		t.Error("a zero step predicted something")
 	}
-	if got := qwen.Scale(2).TPOT(Load{}, 0); got != 2*qwen.TPOT(Load{}, 0).Round(time.Nanosecond) && math.Abs(float64(got-2*qwen.TPOT(Load{}, 0))) > 2 {
+	if got := qwen.Scale(2).TPOT(Load{}, 0, 0); got != 2*qwen.TPOT(Load{}, 0, 0).Round(time.Nanosecond) && math.Abs(float64(got-2*qwen.TPOT(Load{}, 0, 0))) > 2 {
 		t.Errorf("scale by 2: %v", got)
 	}
 }

@@ -29,6 +29,10 @@ type Load struct {
 // tell: vLLM's default for GPUs with 80 GB.
 const DefaultBudget fleet.Tokens = 8192
 
+// UsageUnknown is the share of the KV cache in use of an endpoint that does not
+// tell.
+const UsageUnknown = -1.0
+
 // maxPrefillShare bounds the share of an engine's time that prefill is believed
 // to take from decoding: beyond it the engine is overloaded and the prediction
 // is a lower bound.
@@ -50,13 +54,13 @@ func (s Step) TTFT(l Load, cached, uncached fleet.Tokens) time.Duration {
 }
 
 // TPOT predicts the time per output token of a request with context tokens of
-// its own beside the load, 0 when the step is unknown.
-func (s Step) TPOT(l Load, context fleet.Tokens) time.Duration {
-	return seconds(s.PerToken(&l, context, l.Output))
+// its own beside the load and output to come, 0 when the step is unknown.
+func (s Step) TPOT(l Load, context, output fleet.Tokens) time.Duration {
+	return seconds(s.PerToken(&l, context, float64(output)))
 }
 
 // FirstToken is TTFT in seconds.
-func (s Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
+func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 	if !s.Known() {
 		return 0
 	}
@@ -75,7 +79,7 @@ func (s Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 
 // prefill returns the seconds that computing prompt tokens takes beside the
 // decoding sequences.
-func (s Step) prefill(l *Load, prompt, pairs float64) float64 {
+func (s *Step) prefill(l *Load, prompt, pairs float64) float64 {
 	if prompt <= 0 {
 		return 0
 	}
@@ -85,13 +89,21 @@ func (s Step) prefill(l *Load, prompt, pairs float64) float64 {
 	}
 	room := max(float64(budget)-float64(l.Decoding), 1)
 	steps := math.Ceil(prompt / room)
-	return steps * s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active), Prompt: prompt / steps, Pairs: pairs / steps})
+	return steps * s.Time(Work{
+		Seqs: float64(l.Decoding), KV: float64(l.Active), Prompt: s.lit(prompt/steps, float64(l.Decoding)), Pairs: pairs / steps,
+	})
+}
+
+// lit returns how many of a step's prompt tokens add to its time beside so many
+// decoding sequences, whose tokens take of the shadow first.
+func (s *Step) lit(prompt, seqs float64) float64 {
+	return max(prompt-max(s.Shadow-seqs, 0), 0)
 }
 
 // admission returns the seconds until the engine has a seat and KV cache for one
 // more request of so many tokens to compute: as long as the sequences there take
 // to end and free what is missing.
-func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
+func (s *Step) admission(l *Load, prompt fleet.Tokens) float64 {
 	if l.Decoding == 0 {
 		return 0
 	}
@@ -114,7 +126,7 @@ func (s Step) admission(l *Load, prompt fleet.Tokens) float64 {
 // tokens: what a step takes in the middle of it, and what prompts that come
 // meanwhile add. Short answers mostly end before one comes, and the prediction
 // is what is typical, not the mean over those few that a long prompt hits.
-func (s Step) PerToken(l *Load, context fleet.Tokens, output float64) float64 {
+func (s *Step) PerToken(l *Load, context fleet.Tokens, output float64) float64 {
 	if !s.Known() {
 		return 0
 	}

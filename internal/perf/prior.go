@@ -62,6 +62,8 @@ func Prior(s catalog.Serving) Belief {
 		Touch:      m.Touch(),
 		PerRequest: askSeconds,
 	}
+	weights := s.OtherBytes()/(float64(s.TP)*a.Bandwidth*weightShare) + step.Experts
+	step.Shadow = weights / step.PerPrompt
 	b := Belief{Step: step, Spread: priorSpreads}
 	if step.Experts == 0 {
 		b.Spread[5] = 0

@@ -116,6 +116,7 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.PerPair)
 	e.Float(ev.Step.Experts)
 	e.Float(ev.Step.Touch)
+	e.Float(ev.Step.Shadow)
 	e.Float(ev.Step.PerRequest)
 }
 
@@ -126,7 +127,7 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 			MaxModelLen: d.Tokens(), KVTokens: d.Tokens(), BlockTokens: d.Tokens(), MaxSeqs: int(d.Int()), BudgetTokens: d.Tokens(),
 		},
 		Variant: d.Uint(),
-		Step:    perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), PerRequest: d.Float()},
+		Step:    perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), Shadow: d.Float(), PerRequest: d.Float()},
 	}
 }
 

@@ -49,6 +49,11 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 // recordCandidate inserts slot i into the record's list, which stays sorted and
 // at most keep long.
 func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) {
+	if len(d.Candidates) == keep && i != b.plan.Chosen {
+		if last := &d.Candidates[keep-1]; b.verdict[i] != fleet.Eligible || b.plan.Score[i] <= last.Score {
+			return // most of a large pool
+		}
+	}
 	c := fleet.Candidate{
 		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Backlog: b.view.Backlog[i],
 		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i], Adapter: b.view.Adapter[i],
@@ -61,9 +66,7 @@ func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) 
 		return
 	}
 	c.TTFT = b.view.Step[i].TTFT(b.view.Load[i], c.Matched, r.Prompt-c.Matched)
-	l := b.view.Load[i]
-	l.Output = float64(b.query.Output)
-	c.TPOT = b.view.Step[i].TPOT(l, r.Prompt)
+	c.TPOT = b.view.Step[i].TPOT(b.view.Load[i], r.Prompt, b.query.Output)
 	if len(d.Candidates) == keep {
 		d.Candidates = d.Candidates[:keep-1]
 	}

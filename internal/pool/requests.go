@@ -89,6 +89,11 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 		output = ev.Usage.Output
 	}
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), output)
+	if r.slot != lost {
+		// An engine keeps what it has answered, and has held all of it until now.
+		r.Chain = kv.Answer(r.Chain, uint64(r.Req), b.config.Index.Cover(output))
+		b.deps.Index.Insert(r.slot, r.Chain)
+	}
 	b.release(r)
 	b.forget(r)
 	return b.pump(out)
@@ -322,7 +327,7 @@ func (b *Brain) look(r *request) {
 		v.Adapter[i] = e.adapters.Fit(r.Adapter)
 		v.SampleAge[i] = b.sampleAge(e)
 		v.Gauges[i] = fleet.Gauges{}
-		usage := -1.0
+		usage := perf.UsageUnknown
 		if v.SampleAge[i] != neverSampled && v.SampleAge[i] <= b.config.Signals.StaleAfter {
 			v.Gauges[i] = e.sample.Gauges
 			if e.sample.Gauges.Known.Has(fleet.KnownKVUsage) {
@@ -330,7 +335,8 @@ func (b *Brain) look(r *request) {
 			}
 			v.InFlight[i] += e.external
 		}
-		v.Step[i], v.Load[i] = b.deps.Perf.Step(i), b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage)
+		b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage, &v.Load[i])
+		v.Step[i] = b.deps.Perf.Step(i)
 	}
 }
 
