@@ -6,300 +6,237 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
-	"sync"
-	"text/tabwriter"
 	"time"
 
-	"penstock.dev/penstock/internal/app"
-	"penstock.dev/penstock/internal/bench"
-	"penstock.dev/penstock/internal/enginesim/server"
-	"penstock.dev/penstock/internal/fleet"
-	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/lab"
 	"penstock.dev/penstock/internal/route"
-	"penstock.dev/penstock/internal/sim"
-	"penstock.dev/penstock/internal/stat"
-	"penstock.dev/penstock/internal/workload"
 )
 
 type simulateCmd struct {
-	Trace       string        `type:"existingfile" placeholder:"FILE" help:"Recorded trace: Mooncake JSONL or Azure CSV."`
-	Workload    string        `type:"existingfile" placeholder:"FILE.yaml" help:"Workload in inference-perf's YAML shape, with its load."`
-	Duration    time.Duration `placeholder:"D" help:"Only the first D of the trace."`
-	TraceCopies int           `default:"1" help:"Lay so many copies of the trace over each other: more load, with text of their own."`
-	Policy      []string      `default:"prefix-affinity,least-request,round-robin" help:"Policies to compare: ${policies}."`
-	Seeds       int           `default:"3" help:"Runs of each policy, each with its own noise and ties."`
-	Replicas    int           `default:"8" help:"Engines."`
-	Model       string        `help:"Their model (default Qwen/Qwen3-32B)."`
-	Accelerator string        `help:"Their accelerator (default H100)."`
-	TP          int           `name:"tp" default:"2" help:"Their tensor parallelism."`
-	KVTokens    int           `name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
-	Noise       float64       `default:"0.05" help:"Spread of their step times, 0 to 1."`
-	Spread      float64       `default:"0" help:"Spread of their speeds: replicas are up to so much faster or slower, 0 to 0.9."`
-	Scrape      time.Duration `default:"1s" help:"Between two readings of an engine's gauges."`
-	Hop         time.Duration `default:"500us" help:"One way between gateway and engine."`
-	Goodput     []string      `placeholder:"METRIC:MS" help:"Target a good request meets, in ms; repeat for more: --goodput ttft:5000 --goodput tpot:100."`
-	JSON        bool          `name:"json" help:"Print JSON."`
+	sceneFlags `embed:""`
+
+	Policy []string  `default:"prefix-affinity,least-request,round-robin" help:"Policies to compare, or all: ${policies}."`
+	Load   []float64 `default:"1" placeholder:"X,..." help:"Multiples of the load: a workload's rates are multiplied, of a trace copies with text of their own are laid over each other."`
+	Seeds  int       `default:"3" help:"Runs of each policy and load, each with its own noise and ties."`
+	JSON   bool      `name:"json" help:"Print JSON."`
+	HTML   string    `name:"html" type:"path" placeholder:"FILE" help:"Write a report with plots, one self-contained file."`
+	Cache  string    `placeholder:"DIR" help:"Where results of cells are kept, or off (default: the user's cache directory)."`
 }
 
 // Help shows examples.
 func (simulateCmd) Help() string {
-	return `Runs the code that serves live, in virtual time, against simulated engines.
+	return `Runs the code that serves live, in virtual time, against simulated engines, and
+compares policies: means over seeds with 95 % confidence intervals.
 
 Examples:
   penstock simulate --trace conversation.jsonl --duration 10m --goodput ttft:5000 --goodput tpot:100
-  penstock simulate --trace conversation.jsonl --trace-copies 2 --replicas 12 --policy prefix-affinity,p2c --seeds 5
-  penstock simulate --workload shared_prefix.yaml --replicas 4 --json`
-}
+  penstock simulate --trace conversation.jsonl --load 0.7,1,1.3 --replicas 12 --policy all --seeds 5 --html report.html
+  penstock simulate --workload shared_prefix.yaml --accelerator H100:3,A100:3,L40S:2
+  penstock simulate --workload shared_prefix.yaml --fleet simulate_fleet.yaml --json
+  penstock simulate --journal decisions.journal --policy prefix-affinity,least-request
 
-// cell is one policy with one seed.
-type cell struct {
-	policy string
-	seed   uint64
-	result *sim.Result
-	err    error
+A fleet is described by flags, all replicas alike but for their accelerator, or by the
+variants of a pool in a Fleet file. Beside the policies the catalogue has, a Fleet file's
+own policy can be named with the weights it has there.
+
+--journal asks what other policies would have done with the load that a gateway
+recorded (penstock gateway --journal FILE). The first row is what was measured, the row
+of the policy that was in charge tells how far simulation is from it. It knows the
+requests as the gateway saw them: when they came, how long they and their answers
+were, which prefixes they shared, what was asked of them. How fast the engines are is
+learnt from the recorded answers, or comes from the catalogue with --fleet. It cannot know
+that a client would have sent its next question earlier had it been answered earlier;
+what was cached before the recording; answers to requests that failed or were open at
+its end (they get the typical length); what else the engines were doing. Endpoints that
+came or went are there from beginning to end.
+
+Not simulated: transfer of KV between engines, several gateways, outputs whose length
+depends on who answers. A cell (policy, load, seed) that has been run before by the same
+binary with the same settings is taken from the cache.`
 }
 
 // Run simulates every cell and prints the comparison.
 func (c *simulateCmd) Run(ctx context.Context, s streams) error {
-	if c.Seeds < 1 || c.Seeds > 1000 || c.Spread < 0 || c.Spread > 0.9 {
-		return errors.New("--seeds must be between 1 and 1000, --spread between 0 and 0.9")
-	}
-	targets, err := bench.ParseGoodput(c.Goodput)
+	policies, err := c.check()
 	if err != nil {
 		return err
 	}
-	load, err := c.loads()
+	e, err := c.experiment()
 	if err != nil {
 		return err
 	}
-	var cells []*cell
-	for _, p := range c.Policy {
-		for seed := range c.Seeds {
-			cells = append(cells, &cell{policy: p, seed: uint64(seed + 1)})
+	if e.scene.Cache, err = c.cache(); err != nil {
+		return err
+	}
+	if err := e.scene.Validate(); err != nil {
+		return err
+	}
+	if err := checkPolicies(policies, e.scene.Pool.Policy); err != nil {
+		return err
+	}
+	cells := lab.Grid(policies, c.Load, c.Seeds)
+	p := newProgress(s.Err, len(cells), e.scene.Cache)
+	results, err := e.scene.RunAll(ctx, cells, runtime.NumCPU(), p.show)
+	p.end()
+	if err != nil {
+		return err
+	}
+	x, err := e.scene.Compare(cells, results)
+	if err != nil {
+		return err
+	}
+	if e.recorded != nil {
+		row, err := e.recorded.Row(&e.scene)
+		if err != nil {
+			return err
+		}
+		x.Insert(row)
+	}
+	x.Command, x.Notes = commandLine(os.Args[1:]), e.notes
+	x.Settings = append(slices.Clone(e.settings), e.scene.Describe()...)
+	if c.HTML != "" {
+		if err := writeReport(c.HTML, x); err != nil {
+			return err
 		}
 	}
-	if err := c.runAll(ctx, cells, load, sim.Targets{TTFT: targets.TTFT, TPOT: targets.TPOT, E2E: targets.E2E}, s.Err); err != nil {
-		return err
-	}
-	rows := summarise(c.Policy, cells, len(c.Goodput) > 0)
 	if c.JSON {
-		e := json.NewEncoder(s.Out)
-		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"schema": "penstock.dev/simulate/v1", "replicas": c.Replicas, "seeds": c.Seeds, "policies": rows})
+		enc := json.NewEncoder(s.Out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(x)
 	}
-	comparison(s.Out, rows)
+	printComparison(s.Out, x)
+	if hits := e.scene.Cache.Hits(); hits > 0 {
+		fmt.Fprintf(s.Out, "%d of %d cells came from the cache (--cache off runs them again)\n", hits, len(cells))
+	}
 	return nil
 }
 
-// loads returns a function that makes the load anew for a run.
-func (c *simulateCmd) loads() (func(seed uint64) (workload.Source, error), error) {
-	switch {
-	case (c.Trace == "") == (c.Workload == ""):
-		return nil, errors.New("give --trace FILE or --workload FILE")
-	case c.Workload != "":
-		text, err := os.ReadFile(c.Workload)
-		if err != nil {
-			return nil, err
+// check refuses flags that make no sense and returns the policies to run.
+func (c *simulateCmd) check() ([]string, error) {
+	var errs []error
+	if c.Seeds < 1 || c.Seeds > 1000 {
+		errs = append(errs, fmt.Errorf("--seeds must be between 1 and 1000, is %d", c.Seeds))
+	}
+	seen := map[float64]bool{}
+	for _, x := range c.Load {
+		if !(x > 0 && x <= 1000) {
+			errs = append(errs, fmt.Errorf("--load must be above 0 and at most 1000, is %v", x))
 		}
-		spec, err := workload.ParseSpec(text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.Workload, err)
+		if seen[x] {
+			errs = append(errs, fmt.Errorf("--load: %v is there twice", x))
 		}
-		return func(seed uint64) (workload.Source, error) { return spec.Source(spec.Load, seed), nil }, nil
+		seen[x] = true
 	}
-	file, err := os.Open(c.Trace)
-	if err != nil {
-		return nil, err
+	var policies []string
+	for _, p := range c.Policy {
+		switch {
+		case p == "all":
+			for _, name := range route.Names() {
+				if _, err := route.New(route.Spec{Name: name}); err == nil && !slices.Contains(policies, name) {
+					policies = append(policies, name)
+				}
+			}
+		case slices.Contains(policies, p):
+			errs = append(errs, fmt.Errorf("--policy: %s is there twice", p))
+		default:
+			policies = append(policies, p)
+		}
 	}
-	defer file.Close()
-	trace, err := workload.ReadTrace(file, workload.FormatAuto)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Trace, err)
-	}
-	// The slice is the same for every seed: only noise and ties differ.
-	return func(uint64) (workload.Source, error) {
-		return trace.Replay(workload.ReplayOptions{Speed: 1, Duration: c.Duration, Copies: c.TraceCopies, Seed: 1})
-	}, nil
+	return policies, errors.Join(errs...)
 }
 
-// runAll runs the cells, as many at once as there are processors.
-func (c *simulateCmd) runAll(ctx context.Context, cells []*cell, load func(uint64) (workload.Source, error), targets sim.Targets, progress io.Writer) error {
-	var wg sync.WaitGroup
-	next := make(chan *cell)
-	done := make(chan struct{}, len(cells))
-	for range min(runtime.NumCPU(), len(cells)) {
-		wg.Go(func() {
-			for x := range next {
-				x.result, x.err = c.one(x, load, targets)
-				done <- struct{}{}
-			}
-		})
-	}
-	go func() {
-		defer close(next)
-		for _, x := range cells {
-			select {
-			case next <- x:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	tty := bench.IsTerminal(os.Stderr)
-	for n := range cells {
-		select {
-		case <-done:
-			if tty {
-				fmt.Fprintf(progress, "\r%d of %d runs", n+1, len(cells))
-			}
-		case <-ctx.Done():
-			wg.Wait()
-			return context.Cause(ctx)
-		}
-	}
-	if tty {
-		fmt.Fprint(progress, "\r\033[K")
-	}
-	wg.Wait()
+// checkPolicies refuses policies that cannot be made; own is that of the pool,
+// which has weights.
+func checkPolicies(policies []string, own route.Spec) error {
 	var errs []error
-	for _, x := range cells {
-		if x.err != nil {
-			errs = append(errs, fmt.Errorf("%s, seed %d: %w", x.policy, x.seed, x.err))
+	for _, p := range policies {
+		if p == own.Name {
+			continue
+		}
+		if _, err := route.New(route.Spec{Name: p}); err != nil {
+			errs = append(errs, fmt.Errorf("--policy: %w", err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// one runs one cell.
-func (c *simulateCmd) one(x *cell, load func(uint64) (workload.Source, error), targets sim.Targets) (*sim.Result, error) {
-	o := server.Options{Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, KVTokens: fleet.Tokens(c.KVTokens), Noise: c.Noise, Seed: x.seed}
-	cfg := sim.Config{Pool: pool.Default(), Seed: x.seed, Scrape: c.Scrape, Hop: c.Hop, Targets: targets}
-	cfg.Pool.Policy = route.Spec{Name: x.policy}
-	speeds := stat.NewRand(x.seed, "speeds")
-	for i := range c.Replicas {
-		o.Replica, o.Factor = i, 1+c.Spread*(2*speeds.Float64()-1)
-		physics, limits, err := o.Physics()
-		if err != nil {
-			return nil, err
+// cache opens the cache that the flag names.
+func (c *simulateCmd) cache() (*lab.Cache, error) {
+	dir := c.Cache
+	switch dir {
+	case "off":
+		return nil, nil
+	case "":
+		var err error
+		if dir, err = lab.DefaultCacheDir(); err != nil {
+			return nil, nil // nowhere to keep anything
 		}
-		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: limits, Step: app.Belief(o)})
 	}
-	src, err := load(x.seed)
+	return lab.OpenCache(dir)
+}
+
+// writeReport writes the HTML report.
+func writeReport(path string, x *lab.Comparison) error {
+	f, err := os.Create(path)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("--html: %w", err)
 	}
-	return sim.Run(cfg, src)
+	err = x.WriteHTML(f)
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err != nil {
+		return fmt.Errorf("--html: %w", err)
+	}
+	return nil
 }
 
-// interval is a mean over seeds and the half-width of its 95 % confidence
-// interval; NaN, printed as nothing, with one seed.
-type interval struct{ Mean, Half float64 }
-
-// MarshalJSON leaves out what is not known.
-func (v interval) MarshalJSON() ([]byte, error) {
-	if math.IsNaN(v.Half) {
-		return json.Marshal(map[string]float64{"mean": v.Mean})
+// commandLine is the present command, as it can be typed again.
+func commandLine(args []string) string {
+	words := []string{"penstock"}
+	for _, a := range args {
+		if a == "" || strings.ContainsAny(a, " \t\n'\"\\$`*?[]{}()<>|&;#!~") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		words = append(words, a)
 	}
-	return json.Marshal(map[string]float64{"mean": v.Mean, "ci95": v.Half})
+	return strings.Join(words, " ")
 }
 
-// row is one policy's results over all seeds. Times are in seconds.
-type row struct {
-	Policy     string    `json:"policy"`
-	Requests   int       `json:"requests"` // of one run
-	Failed     interval  `json:"failed"`
-	Refused    interval  `json:"refused"`
-	Rate       interval  `json:"requests_per_s"`
-	Output     interval  `json:"output_tokens_per_s"`
-	Cached     interval  `json:"cached_share"`
-	TTFTMean   interval  `json:"ttft_mean_s"`
-	TTFT90     interval  `json:"ttft_p90_s"`
-	TTFT99     interval  `json:"ttft_p99_s"`
-	TPOTMean   interval  `json:"tpot_mean_s"`
-	TPOT90     interval  `json:"tpot_p90_s"`
-	E2E90      interval  `json:"e2e_p90_s"`
-	Goodput    *interval `json:"good_share,omitempty"`
-	Preempted  interval  `json:"preemptions"`
-	Imbalanced interval  `json:"imbalance"` // requests of the busiest replica over the mean
+// progress shows on a terminal how many cells are done and when all will be.
+type progress struct {
+	w     io.Writer // nil where nobody looks
+	total int
+	cache *lab.Cache
+	start time.Time
 }
 
-func summarise(policies []string, cells []*cell, goodput bool) []row {
-	var rows []row
-	for _, p := range policies {
-		var of []*sim.Result
-		for _, x := range cells {
-			if x.policy == p {
-				of = append(of, x.result)
-			}
-		}
-		over := func(f func(*sim.Result) float64) interval {
-			var xs []float64
-			for _, r := range of {
-				xs = append(xs, f(r))
-			}
-			m, h := stat.MeanCI(xs)
-			return interval{m, h}
-		}
-		const ns = 1e-9
-		quantile := func(h func(*sim.Result) *stat.Hist, q float64) interval {
-			return over(func(r *sim.Result) float64 { return h(r).Quantile(q) * ns })
-		}
-		ttft := func(r *sim.Result) *stat.Hist { return &r.TTFT }
-		tpot := func(r *sim.Result) *stat.Hist { return &r.TPOT }
-		one := row{
-			Policy: p, Requests: of[0].Arrived,
-			Failed:   over(func(r *sim.Result) float64 { return float64(r.Failed) }),
-			Refused:  over(func(r *sim.Result) float64 { return float64(r.Refused) }),
-			Rate:     over(func(r *sim.Result) float64 { return float64(r.Done) / r.Span.Seconds() }),
-			Output:   over(func(r *sim.Result) float64 { return float64(r.OutputTokens) / r.Span.Seconds() }),
-			Cached:   over((*sim.Result).CachedShare),
-			TTFTMean: over(func(r *sim.Result) float64 { return r.TTFT.Mean() * ns }),
-			TTFT90:   quantile(ttft, 0.9), TTFT99: quantile(ttft, 0.99),
-			TPOTMean: over(func(r *sim.Result) float64 { return r.TPOT.Mean() * ns }),
-			TPOT90:   quantile(tpot, 0.9),
-			E2E90:    quantile(func(r *sim.Result) *stat.Hist { return &r.E2E }, 0.9),
-
-			Preempted:  over(func(r *sim.Result) float64 { return float64(r.Preemptions) }),
-			Imbalanced: over((*sim.Result).Imbalance),
-		}
-		if goodput {
-			one.Goodput = new(over(func(r *sim.Result) float64 { return float64(r.Good) / float64(r.Arrived) }))
-		}
-		rows = append(rows, one)
+func newProgress(w io.Writer, total int, cache *lab.Cache) *progress {
+	p := &progress{total: total, cache: cache, start: time.Now()}
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		p.w = w
 	}
-	return rows
+	return p
 }
 
-// comparison prints a table of the policies.
-func comparison(w io.Writer, rows []row) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "policy\treq/s\tcached\tTTFT mean\tp90\tp99\tTPOT mean\tp90\tE2E p90\tgood\tfailed\trefused\tpreempted\timbalance\t")
-	for _, r := range rows {
-		good := ""
-		if r.Goodput != nil {
-			good = r.Goodput.text(100, "%.1f", " %")
-		}
-		fmt.Fprintln(t, strings.Join([]string{
-			r.Policy, r.Rate.text(1, "%.2f", ""), r.Cached.text(100, "%.2f", " %"), r.TTFTMean.text(1, "%.2f", " s"), r.TTFT90.text(1, "%.2f", " s"),
-			r.TTFT99.text(1, "%.1f", " s"), r.TPOTMean.text(1000, "%.1f", " ms"), r.TPOT90.text(1000, "%.1f", " ms"), r.E2E90.text(1, "%.1f", " s"), good,
-			r.Failed.text(1, "%.0f", ""), r.Refused.text(1, "%.0f", ""), r.Preempted.text(1, "%.0f", ""), r.Imbalanced.text(1, "%.2f", ""), "",
-		}, "\t"))
+func (p *progress) show(done int) {
+	if p.w == nil {
+		return
 	}
-	t.Flush()
-	fmt.Fprintf(w, "%d requests a run; mean over seeds ± half of the 95 %% confidence interval; virtual time\n", rows[0].Requests)
+	left := ""
+	if ran := done - p.cache.Hits(); ran > 0 && done < p.total {
+		each := time.Since(p.start) / time.Duration(ran)
+		left = fmt.Sprintf(", about %v left", (each * time.Duration(p.total-done)).Round(time.Second))
+	}
+	fmt.Fprintf(p.w, "\r\033[K%d of %d runs%s", done, p.total, left)
 }
 
-// text prints the interval in another unit; a half-width that rounds to nothing
-// is left out.
-func (v interval) text(scale float64, format, unit string) string {
-	s := fmt.Sprintf(format, v.Mean*scale)
-	zero := fmt.Sprintf(format, 0.0)
-	if half := fmt.Sprintf(format, v.Half*scale); !math.IsNaN(v.Half) && half != zero {
-		s += "±" + half
+func (p *progress) end() {
+	if p.w != nil {
+		fmt.Fprint(p.w, "\r\033[K")
 	}
-	return s + unit
 }

@@ -28,8 +28,22 @@ type Variant struct {
 	Limits   fleet.Limits // zero fields: what the engine would take by default
 	Belief   perf.Step    // what the gateway believes before it has measured; zero for nothing
 	Slower   float64      // how much slower its replicas really are than the catalogue says; 0 means 1
-	Cost     float64      // of one replica, US dollars per hour; 0 unknown
+	Cost     float64      // of one replica, US dollars per hour; 0 is the price of its accelerators
+	Measured *perf.Step   // its truth, where answers showed it; nil takes the catalogue's
+	Factors  []float64    // of its replicas in turn, how much slower each is beside that; nil for 1
 }
+
+// CostPerHour returns the cost of one replica, in US dollars per hour; 0 when
+// nothing is known of it.
+func (v *Variant) CostPerHour() float64 {
+	if v.Cost > 0 {
+		return v.Cost
+	}
+	return v.Serving.Accelerator.Price * float64(v.Serving.Devices())
+}
+
+// Belief returns what to believe of a way to serve before anything is measured.
+func Belief(s catalog.Serving) perf.Step { return perf.Prior(s).Step }
 
 // Limits of simulated engines that a variant leaves open, as vLLM has them.
 const (
@@ -48,7 +62,11 @@ type Scene struct {
 	Faults   []sim.Fault
 	Targets  sim.Targets
 	// Load makes the requests of one run anew; load 1 is the workload as it is.
-	Load func(load float64, seed uint64) (workload.Source, error)
+	Load func(load float64, seed uint64) (workload.Source, error) `json:"-"`
+	// LoadID stands for all that Load depends on beside its arguments. Without one
+	// the cells are not kept.
+	LoadID string
+	Cache  *Cache `json:"-"` // of cells that have run; nil for none
 }
 
 // Cell is one run: a policy, a load and a seed.
@@ -64,13 +82,20 @@ func (s *Scene) Validate() error {
 	if len(s.Variants) == 0 {
 		errs = append(errs, errors.New("variants: must be at least one"))
 	}
+	replicas := 0
 	for i, v := range s.Variants {
-		if err := v.Serving.Validate(); err != nil {
-			errs = append(errs, fmt.Errorf("variants[%d] (%s): %w", i, v.Name, err))
+		replicas += max(v.Replicas, 0)
+		if v.Measured == nil {
+			if err := v.Serving.Validate(); err != nil {
+				errs = append(errs, fmt.Errorf("variants[%d] (%s): %w", i, v.Name, err))
+			}
 		}
 		if v.Replicas < 0 || v.Slower < 0 || v.Cost < 0 {
 			errs = append(errs, fmt.Errorf("variants[%d] (%s): replicas, slower and cost must not be negative", i, v.Name))
 		}
+	}
+	if replicas < 1 || replicas > maxReplicas {
+		errs = append(errs, fmt.Errorf("replicas: must be at least 1 and at most %d in all, are %d", maxReplicas, replicas))
 	}
 	if !(s.Noise >= 0 && s.Noise <= 1) {
 		errs = append(errs, fmt.Errorf("noise: must be between 0 and 1, is %v", s.Noise))
@@ -78,54 +103,117 @@ func (s *Scene) Validate() error {
 	if !(s.Spread >= 0 && s.Spread <= 0.9) {
 		errs = append(errs, fmt.Errorf("spread: must be between 0 and 0.9, is %v", s.Spread))
 	}
+	if s.Scrape < 0 || s.Hop < 0 {
+		errs = append(errs, fmt.Errorf("scrape and hop: must not be negative, are %v and %v", s.Scrape, s.Hop))
+	}
 	return errors.Join(errs...)
 }
 
-// Run simulates one cell.
-func (s *Scene) Run(c Cell) (*sim.Result, error) {
-	cfg := sim.Config{Pool: s.Pool, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Targets: s.Targets}
-	cfg.Pool.Policy = route.Spec{Name: c.Policy}
-	speeds := stat.NewRand(c.Seed, "speeds")
-	for i, v := range s.Variants {
-		limits := v.limits()
-		for range v.Replicas {
-			// Truth: the catalogue's roofline, times what no data sheet tells.
-			physics := enginesim.NewRoofline(v.Serving)
-			physics.Factor = max(v.Slower, 0) * (1 + s.Spread*(2*speeds.Float64()-1))
-			if v.Slower == 0 {
-				physics.Factor = 1 + s.Spread*(2*speeds.Float64()-1)
-			}
-			physics.Noise, physics.Seed = s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas)))
-			cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: limits, Variant: uint64(i + 1), Step: v.Belief})
-		}
-	}
+// maxReplicas bounds a fleet.
+const maxReplicas = 1 << 14
+
+// Run simulates one cell. It stops early, with ctx's error, when ctx ends.
+func (s *Scene) Run(ctx context.Context, c Cell) (*sim.Result, error) {
 	src, err := s.Load(c.Load, c.Seed)
 	if err != nil {
 		return nil, err
 	}
-	return sim.Run(cfg, src)
+	r, err := sim.Run(s.config(c), stopping{ctx, src})
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return r, err
+}
+
+// config is what a cell is simulated with.
+func (s *Scene) config(c Cell) sim.Config {
+	cfg := sim.Config{Pool: s.Pool, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Targets: s.Targets}
+	if c.Policy != s.Pool.Policy.Name { // that of the pool has its weights
+		cfg.Pool.Policy = route.Spec{Name: c.Policy}
+	}
+	speeds := stat.NewRand(c.Seed, "speeds")
+	for i := range s.Variants {
+		v := &s.Variants[i]
+		limits := v.limits()
+		for k := range v.Replicas {
+			factor := 1 + s.Spread*(2*speeds.Float64()-1)
+			if v.Slower > 0 {
+				factor *= v.Slower
+			}
+			if k < len(v.Factors) {
+				factor *= v.Factors[k]
+			}
+			physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
+			cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: limits, Variant: uint64(i + 1), Step: v.Belief})
+		}
+	}
+	return cfg
+}
+
+// stopping is a source that runs dry when its context ends, which is what ends a
+// simulation soon.
+type stopping struct {
+	ctx    context.Context //nolint:containedctx // sources are asked without one
+	source workload.Source
+}
+
+// Next implements workload.Source.
+func (s stopping) Next() (workload.Request, bool) {
+	if s.ctx.Err() != nil {
+		return workload.Request{}, false
+	}
+	return s.source.Next()
+}
+
+// physics is the truth of one replica: the catalogue's roofline, or what was
+// measured, times what no data sheet tells.
+func (v *Variant) physics(factor, noise float64, seed uint64) enginesim.Physics {
+	if v.Measured != nil {
+		return &measured{step: *v.Measured, factor: factor, noise: noise, seed: seed}
+	}
+	r := enginesim.NewRoofline(v.Serving)
+	r.Factor, r.Noise, r.Seed = factor, noise, seed
+	if v.Serving.DP > 1 {
+		return enginesim.Ranks{Rank: r, N: v.Serving.DP}
+	}
+	return r
 }
 
 func (v *Variant) limits() fleet.Limits {
-	return v.Limits.Merge(fleet.Limits{
-		KVTokens: fleet.Tokens(v.Serving.KVTokens()), MaxSeqs: defaultMaxSeqs, BudgetTokens: defaultBudgetTokens,
-	})
+	ranks := max(v.Serving.DP, 1)
+	most := fleet.Limits{MaxSeqs: defaultMaxSeqs * ranks, BudgetTokens: defaultBudgetTokens * fleet.Tokens(ranks)}
+	if v.Serving.Shape.Layers > 0 {
+		most.KVTokens = fleet.Tokens(v.Serving.KVTokens())
+	}
+	return v.Limits.Merge(most)
 }
 
 // RunAll runs cells, so many at once, and tells progress after each. The results
-// are in the order of the cells.
+// are in the order of the cells. Those that the scene's cache has are taken from
+// it, and the others are kept there.
 func (s *Scene) RunAll(ctx context.Context, cells []Cell, workers int, progress func(done int)) ([]*sim.Result, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
 	results, errs := make([]*sim.Result, len(cells)), make([]error, len(cells))
-	next, done := make(chan int), make(chan struct{}, len(cells))
+	kept := s.Cache.of(s)
+	var missing []int
+	for i, c := range cells {
+		if results[i] = kept.load(c); results[i] == nil {
+			missing = append(missing, i)
+		}
+	}
+	have := len(cells) - len(missing)
+	progress(have)
+	next, done := make(chan int), make(chan struct{}, len(missing))
 	var wg sync.WaitGroup
-	for range min(workers, len(cells)) {
+	for range min(max(workers, 1), len(missing)) {
 		wg.Go(func() {
 			for i := range next {
-				if results[i], errs[i] = s.Run(cells[i]); errs[i] != nil {
+				if results[i], errs[i] = s.Run(ctx, cells[i]); errs[i] != nil {
 					errs[i] = fmt.Errorf("%s, load %v, seed %d: %w", cells[i].Policy, cells[i].Load, cells[i].Seed, errs[i])
+				} else {
+					kept.save(cells[i], results[i])
 				}
 				done <- struct{}{}
 			}
@@ -133,7 +221,7 @@ func (s *Scene) RunAll(ctx context.Context, cells []Cell, workers int, progress 
 	}
 	go func() {
 		defer close(next)
-		for i := range cells {
+		for _, i := range missing {
 			select {
 			case next <- i:
 			case <-ctx.Done():
@@ -141,10 +229,10 @@ func (s *Scene) RunAll(ctx context.Context, cells []Cell, workers int, progress 
 			}
 		}
 	}()
-	for n := range cells {
+	for n := range missing {
 		select {
 		case <-done:
-			progress(n + 1)
+			progress(have + n + 1)
 		case <-ctx.Done():
 			wg.Wait()
 			return nil, context.Cause(ctx)
@@ -154,18 +242,16 @@ func (s *Scene) RunAll(ctx context.Context, cells []Cell, workers int, progress 
 	return results, errors.Join(errs...)
 }
 
-// Replay returns the load function of a trace: load L lays ⌈L⌉ copies over each
-// other, each with conversations of its own, and slows them down to L in all.
-func Replay(t *workload.Trace, duration time.Duration) func(load float64, seed uint64) (workload.Source, error) {
-	return func(load float64, _ uint64) (workload.Source, error) {
-		if !(load > 0) {
-			return nil, fmt.Errorf("load: must be above 0, is %v", load)
+// Grid returns the cells of every policy under every load with seeds 1 to seeds,
+// loads first.
+func Grid(policies []string, loads []float64, seeds int) []Cell {
+	var cells []Cell
+	for _, load := range loads {
+		for _, policy := range policies {
+			for seed := range seeds {
+				cells = append(cells, Cell{Policy: policy, Load: load, Seed: uint64(seed + 1)})
+			}
 		}
-		copies := int(load)
-		if float64(copies) < load {
-			copies++
-		}
-		// The same requests for every seed: only noise and ties differ.
-		return t.Replay(workload.ReplayOptions{Speed: load / float64(copies), Duration: duration, Copies: copies, Seed: 1})
 	}
+	return cells
 }

@@ -178,8 +178,11 @@ func parseReport(root *object, s *Spec) map[string]time.Duration {
 	defer c.close()
 	out := map[string]time.Duration{}
 	for _, m := range [][2]string{{"ttft", "ttft"}, {"tpot", "tpot"}, {"request_latency", "e2e"}} {
-		if v := c.float(0, 0, 1e6, m[0]); v > 0 {
+		v := c.float(0, 0, 1e6, m[0])
+		if v > 0 {
 			out[m[1]] = seconds(v)
+		} else if c.fields[m[0]] != nil {
+			c.need(false, m[0]) // a target of 0 would be met by nobody, or mean none
 		}
 	}
 	c.refuse("give ttft, tpot or request_latency", "itl", "ntpot")

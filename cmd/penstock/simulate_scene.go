@@ -1,0 +1,228 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"penstock.dev/penstock/internal/bench"
+	"penstock.dev/penstock/internal/catalog"
+	"penstock.dev/penstock/internal/config"
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/lab"
+	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/sim"
+	"penstock.dev/penstock/internal/workload"
+)
+
+// sceneFlags say what is simulated under which load.
+type sceneFlags struct {
+	Trace    string        `group:"Load" type:"existingfile" placeholder:"FILE" help:"Recorded trace: Mooncake JSONL or Azure CSV."`
+	Workload string        `group:"Load" type:"existingfile" placeholder:"FILE.yaml" help:"Workload in inference-perf's YAML shape, with its load."`
+	Journal  string        `group:"Load" type:"existingfile" placeholder:"FILE" help:"Journal of a gateway: what would other policies have done?"`
+	Duration time.Duration `group:"Load" placeholder:"D" help:"Only the first D of it."`
+	Goodput  []string      `group:"Load" placeholder:"METRIC:MS" help:"Target a good request meets, in ms; repeat for more: --goodput ttft:5000 --goodput tpot:100."`
+
+	Fleet       string         `group:"Fleet" type:"existingfile" placeholder:"FILE" help:"Fleet file; a pool's variants are simulated."`
+	Pool        string         `group:"Fleet" placeholder:"NAME" help:"Which pool of it, if there are several."`
+	Replicas    *int           `group:"Fleet" help:"Engines, without a Fleet file (default 8)."`
+	Model       string         `group:"Fleet" help:"Their model (default Qwen/Qwen3-32B)."`
+	Accelerator string         `group:"Fleet" placeholder:"NAME[:N],..." help:"Their accelerator, or how many of each: H100:3,A100:3 (default H100)."`
+	TP          *int           `group:"Fleet" name:"tp" help:"Their tensor parallelism (default 2)."`
+	KVTokens    *int           `group:"Fleet" name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
+	Noise       float64        `group:"Fleet" default:"0.05" help:"Spread of step times, 0 to 1."`
+	Spread      float64        `group:"Fleet" default:"0" help:"Spread of speeds: replicas are up to so much faster or slower than their like, 0 to 0.9."`
+	Scrape      *time.Duration `group:"Fleet" help:"Between two readings of an engine's gauges (default 1s, or the Fleet file's)."`
+	Hop         time.Duration  `group:"Fleet" default:"500us" help:"One way between gateway and engine."`
+}
+
+// experiment is a scene and what to tell of it.
+type experiment struct {
+	scene    lab.Scene
+	settings []lab.Setting
+	notes    []string
+	recorded *lab.Recording // with --journal
+}
+
+// experiment builds what the flags describe.
+func (f *sceneFlags) experiment() (*experiment, error) {
+	given := 0
+	for _, s := range []string{f.Trace, f.Workload, f.Journal} {
+		if s != "" {
+			given++
+		}
+	}
+	if given != 1 {
+		return nil, errors.New("give --trace FILE or --workload FILE, or --journal FILE: one of them")
+	}
+	if f.Duration < 0 {
+		return nil, fmt.Errorf("--duration must not be negative, is %v", f.Duration)
+	}
+	targets, err := bench.ParseGoodput(f.Goodput)
+	if err != nil {
+		return nil, err
+	}
+	e := &experiment{scene: lab.Scene{
+		Pool: pool.Default(), Noise: f.Noise, Spread: f.Spread, Scrape: time.Second, Hop: f.Hop,
+		Targets: sim.Targets{TTFT: targets.TTFT, TPOT: targets.TPOT, E2E: targets.E2E},
+	}}
+	if f.Fleet != "" {
+		err = f.fromFile(e)
+	} else if f.Journal == "" {
+		err = f.fromFlags(e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if f.Scrape != nil {
+		e.scene.Scrape = *f.Scrape
+	}
+	switch {
+	case f.Trace != "":
+		err = f.trace(e)
+	case f.Workload != "":
+		err = f.workload(e)
+	default:
+		err = f.journal(e)
+	}
+	return e, err
+}
+
+// fromFlags makes the fleet that the simple flags describe.
+func (f *sceneFlags) fromFlags(e *experiment) error {
+	model, err := catalog.FindModel(f.Model)
+	if err != nil {
+		return fmt.Errorf("--%w", err)
+	}
+	base := catalog.Serving{Shape: model, TP: 2}
+	for _, n := range []struct {
+		name string
+		flag *int
+		into *int
+	}{{"tp", f.TP, &base.TP}, {"kv-tokens", f.KVTokens, new(int)}, {"replicas", f.Replicas, new(int)}} {
+		if n.flag != nil && *n.flag < 1 {
+			return fmt.Errorf("--%s must be at least 1, is %d", n.name, *n.flag)
+		}
+		if n.flag != nil {
+			*n.into = *n.flag
+		}
+	}
+	replicas := 8
+	if f.Replicas != nil {
+		if strings.Contains(f.Accelerator, ":") {
+			return errors.New("--replicas: --accelerator tells the numbers already")
+		}
+		replicas = *f.Replicas
+	}
+	e.scene.Variants, err = lab.ParseMix(f.Accelerator, replicas, base)
+	if err != nil {
+		return fmt.Errorf("--%w", err)
+	}
+	if f.KVTokens != nil {
+		for i := range e.scene.Variants {
+			e.scene.Variants[i].Limits.KVTokens = fleet.Tokens(*f.KVTokens)
+		}
+	}
+	return nil
+}
+
+// fromFile makes the fleet of a pool in a Fleet file.
+func (f *sceneFlags) fromFile(e *experiment) error {
+	if f.Model != "" || f.Accelerator != "" || f.TP != nil || f.Replicas != nil || f.KVTokens != nil {
+		return errors.New("--fleet tells what is served: leave --model, --accelerator, --tp, --replicas and --kv-tokens away")
+	}
+	file, errs := config.LoadSimulated(f.Fleet)
+	if len(errs) > 0 {
+		return fmt.Errorf("%s:\n%w", f.Fleet, errors.Join(errs...))
+	}
+	at := -1
+	var names []string
+	for i := range file.Pools {
+		names = append(names, file.Pools[i].Name)
+		if file.Pools[i].Name == f.Pool || f.Pool == "" && len(file.Pools) == 1 {
+			at = i
+		}
+	}
+	if at < 0 {
+		return fmt.Errorf("--pool %q: name one of %s's pools: %s", f.Pool, f.Fleet, strings.Join(names, ", "))
+	}
+	p := &file.Pools[at]
+	if len(p.Variants) == 0 {
+		return fmt.Errorf("%s: pools[%d].variants: is empty: what serves is not known", f.Fleet, at)
+	}
+	e.scene.Pool, e.scene.Scrape = p.Config, file.Scrape.Interval
+	for i := range p.Variants {
+		e.scene.Variants = append(e.scene.Variants, variantOf(p, i))
+	}
+	e.settings = append(e.settings, lab.Setting{Name: "Fleet file", Value: fmt.Sprintf("%s, pool %s", f.Fleet, p.Name)})
+	return nil
+}
+
+// variantOf returns the i-th variant of a pool in the lab's terms. What the file
+// says of step times is believed; without it, what the data sheets say.
+func variantOf(p *config.Pool, i int) lab.Variant {
+	v := &p.Variants[i]
+	out := lab.Variant{Name: v.Name, Serving: v.Serving(), Replicas: p.Replicas(i), Limits: v.Limits().Merge(p.Engine.Limits()), Cost: v.Cost()}
+	if out.Belief = v.Step(); !out.Belief.Known() {
+		out.Belief = p.Engine.StepMs.Step()
+	}
+	if !out.Belief.Known() {
+		out.Belief = lab.Belief(out.Serving)
+	}
+	return out
+}
+
+// loadID stands for a load made of a file's content.
+func loadID(kind string, content []byte, more ...any) string {
+	h := sha256.Sum256(content)
+	return fmt.Sprint(kind, " ", hex.EncodeToString(h[:]), " ", more)
+}
+
+// trace makes a recorded trace the load.
+func (f *sceneFlags) trace(e *experiment) error {
+	text, err := os.ReadFile(f.Trace)
+	if err != nil {
+		return err
+	}
+	trace, err := workload.ReadTrace(strings.NewReader(string(text)), workload.FormatAuto)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Trace, err)
+	}
+	e.scene.Load, e.scene.LoadID = lab.Replay(trace, f.Duration), loadID("trace", text, f.Duration)
+	e.settings = append(e.settings, lab.Setting{Name: "load", Value: fmt.Sprintf("trace %s%s", f.Trace, f.slice())})
+	return nil
+}
+
+// workload makes a described workload the load; its targets hold where no flag
+// gives any.
+func (f *sceneFlags) workload(e *experiment) error {
+	text, err := os.ReadFile(f.Workload)
+	if err != nil {
+		return err
+	}
+	spec, err := workload.ParseSpec(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Workload, err)
+	}
+	if e.scene.Load, err = lab.Scaled(spec, f.Duration); err != nil {
+		return fmt.Errorf("%s: %w", f.Workload, err)
+	}
+	e.scene.LoadID = loadID("workload", text, f.Duration)
+	if len(f.Goodput) == 0 {
+		e.scene.Targets = sim.Targets{TTFT: spec.Goodput["ttft"], TPOT: spec.Goodput["tpot"], E2E: spec.Goodput["e2e"]}
+	}
+	e.settings = append(e.settings, lab.Setting{Name: "load", Value: fmt.Sprintf("workload %s%s", f.Workload, f.slice())})
+	return nil
+}
+
+// slice tells how much of a load is used.
+func (f *sceneFlags) slice() string {
+	if f.Duration == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", the first %v", f.Duration)
+}
