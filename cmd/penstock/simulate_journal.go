@@ -54,6 +54,7 @@ func (f *sceneFlags) journal(e *experiment) error {
 		}
 	}
 	note(rec.Cut, "%d recorded requests did not end well or tell their length; simulated, they get the typical answer")
+	note(rec.Unseen, "%d endpoints gave too few answers to tell how fast they are; simulated, they are as fast as was believed")
 	note(rec.Moves, "endpoints came, went or restarted %d times while it was recorded; simulated, all are there from beginning to end")
 	note(rec.Changes, "the configuration was changed %d times while it was recorded; simulated is the first")
 	if !same {

@@ -19,7 +19,9 @@ type measured struct {
 
 // StepTime implements enginesim.Physics.
 func (m *measured) StepTime(b enginesim.Batch) time.Duration {
-	t := m.factor * m.step.Time(perf.Work{Seqs: float64(b.Decodes), KV: float64(b.Context), Prompt: float64(b.Prompt), Pairs: b.Attention})
+	decodes, prompt := float64(b.Decodes), float64(b.Prompt)
+	prompt = max(prompt-max(m.step.Shadow-decodes, 0), 0) // some are computed while the weights are read
+	t := m.factor * m.step.Time(perf.Work{Seqs: decodes, KV: float64(b.Context), Prompt: prompt, Pairs: b.Attention})
 	if m.noise > 0 {
 		// The mean of the log-normal stays 1.
 		t *= math.Exp(m.noise*normal(m.seed, b.Step) - m.noise*m.noise/2)

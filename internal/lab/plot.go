@@ -82,8 +82,8 @@ func (a axis) ticks() []float64 {
 			break
 		}
 	}
-	for i := math.Ceil(a.lo/step - 1e-9); i*step <= a.hi*(1+1e-9); i++ {
-		out = append(out, i*step)
+	for i := int(math.Ceil(a.lo/step - 1e-9)); float64(i)*step <= a.hi*(1+1e-9); i++ {
+		out = append(out, float64(i)*step)
 	}
 	return out
 }
@@ -106,7 +106,7 @@ func (p *plot) extent(of func(point) (lo, hi float64)) (lo, hi, least float64) {
 // axes chooses how values become pixels.
 func (p *plot) axes() (x, y axis, ok bool) {
 	xlo, xhi, xleast := p.extent(func(q point) (float64, float64) { return q.x, q.x })
-	ylo, yhi, yleast := p.extent(func(q point) (float64, float64) { return max(q.lo, 0), q.hi })
+	ylo, yhi, _ := p.extent(func(q point) (float64, float64) { return q.y, q.hi })
 	if math.IsInf(xlo, 0) || math.IsInf(ylo, 0) {
 		return x, y, false
 	}
@@ -119,8 +119,8 @@ func (p *plot) axes() (x, y axis, ok bool) {
 		x.lo, x.hi = xlo-0.5, xhi+0.5
 	}
 	y = axis{lo: 0, hi: max(yhi*1.05, 1e-9), from: marginTop + innerHeight, to: marginTop}
-	if !p.lines && ylo > 0 && yhi > logFrom*yleast {
-		y.lo, y.log = yleast/1.3, true
+	if !p.lines && ylo > 0 && yhi > logFrom*ylo {
+		y.lo, y.log = ylo/1.3, true
 	}
 	return x, y, true
 }

@@ -25,6 +25,7 @@ type Recording struct {
 	Changes int         // of the configuration afterwards
 	Moves   int         // endpoints that came or went once requests had begun
 	Cut     int         // requests that had not ended well: their answers' lengths are the typical one
+	Unseen  int         // endpoints with too few answers to tell their speed: what was believed of them stands
 	Span    time.Duration
 
 	requests  []recorded
@@ -60,10 +61,10 @@ type endpoint struct {
 
 // mark is something that happened to a request, for learning step times.
 type mark struct {
-	at     fleet.Time
-	kind   fleet.Phase
-	req    int
-	output fleet.Tokens
+	at       fleet.Time
+	kind     fleet.Phase
+	req      int
+	endpoint int // with PhaseSent
 }
 
 // ReadRecording reads a journal. A duration above 0 leaves out what came later
@@ -174,7 +175,6 @@ func (rec *Recording) onLeg(at fleet.Time, ev *pool.Leg) {
 	if ev.Attempt != q.attempts {
 		return // of an attempt given up
 	}
-	output := ev.Output
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
 		q.first = at
@@ -185,11 +185,10 @@ func (rec *Recording) onLeg(at fleet.Time, ev *pool.Leg) {
 		if u := ev.Usage; u.Known {
 			q.told, q.prompt, q.output, q.cached = true, max(u.Prompt, 1), u.Output, u.Cached
 		}
-		output = q.output
 	case fleet.PhaseFailed:
 		q.end = at
 	}
-	rec.marks = append(rec.marks, mark{at, ev.Phase, i, output})
+	rec.marks = append(rec.marks, mark{at, ev.Phase, i, 0})
 }
 
 func (rec *Recording) action(at fleet.Time, a *pool.Action) {
@@ -211,7 +210,7 @@ func (rec *Recording) action(at fleet.Time, a *pool.Action) {
 		if d := a.Decision; d != nil && len(d.Candidates) > 0 {
 			q.ttft, q.tpot = d.Candidates[0].TTFT, d.Candidates[0].TPOT
 		}
-		rec.marks = append(rec.marks, mark{at, fleet.PhaseSent, i, 0})
+		rec.marks = append(rec.marks, mark{at, fleet.PhaseSent, i, k})
 	}
 }
 
@@ -264,79 +263,44 @@ func (rec *Recording) Scrape() time.Duration {
 	return rec.gaps[len(rec.gaps)/2]
 }
 
-// leastLessons is how many answers must have ended for their engines' step times
-// to be learnt from.
-const leastLessons = 20
-
 // Fleet returns the recorded endpoints as variants whose truth is what their
 // answers show, and the time that passes between gateway and engine, one way.
 // Capacity is that of engines whose own is not in the journal; 0 if unknown.
 func (rec *Recording) Fleet(capacity fleet.Tokens) ([]Variant, time.Duration, error) {
-	book, lessons := rec.learn()
-	if lessons < leastLessons {
-		return nil, 0, fmt.Errorf("the journal has %d whole answers, too few to tell how fast its engines are: describe them with --fleet", lessons)
-	}
 	var list []Variant
+	var members [][]int // endpoints by variant
 	at := map[uint64]int{}
-	request := 0.0
 	for i := range rec.endpoints {
 		e := &rec.endpoints[i]
-		step := book.Step(i)
-		if !step.Known() {
-			return nil, 0, fmt.Errorf("endpoint %d: the journal does not tell how fast it is: describe the fleet with --fleet", i+1)
-		}
 		if e.limits.KVTokens == 0 {
 			e.limits.KVTokens = capacity
 		}
 		if e.limits.KVTokens == 0 {
 			return nil, 0, fmt.Errorf("endpoint %d: its KV capacity is not in the journal: give --kv-tokens, or describe the fleet with --fleet", i+1)
 		}
-		request += step.PerRequest / float64(len(rec.endpoints))
 		k, known := at[e.variant]
 		if !known {
 			k, at[e.variant] = len(list), len(list)
-			list = append(list, Variant{
-				Name: fmt.Sprintf("variant %d", len(list)+1), Limits: e.limits, Belief: e.step, Measured: &step,
-			})
+			list = append(list, Variant{Name: fmt.Sprintf("variant %d", len(list)+1), Limits: e.limits, Belief: e.step})
+			members = append(members, nil)
 		}
-		// Equals differ by a factor that scales all of a step.
+		list[k].Replicas++
+		members[k] = append(members[k], i)
+	}
+	lessons := rec.lessons()
+	request := 0.0
+	for k := range list {
 		v := &list[k]
-		v.Replicas++
-		v.Factors = append(v.Factors, step.Base/v.Measured.Base)
+		step, factors, err := fitStep(v.Belief, members[k], lessons)
+		if errors.Is(err, errFewLessons) && step.Known() {
+			rec.Unseen += v.Replicas
+		} else if err != nil {
+			return nil, 0, fmt.Errorf("%s of the journal: %w: describe the fleet with --fleet", v.Name, err)
+		}
+		v.Measured, v.Factors = &step, factors
+		request += step.PerRequest * float64(v.Replicas) / float64(len(rec.endpoints))
 	}
 	return list, time.Duration(request / 2 * float64(time.Second)), nil
-}
-
-// learn fits step times to the recorded answers, with the lengths that were
-// measured, and counts them.
-func (rec *Recording) learn() (*perf.Book, int) {
-	book := perf.NewBook()
-	for i := range rec.endpoints {
-		e := &rec.endpoints[i]
-		book.Add(i, e.variant, e.step, e.limits)
-	}
-	jobs := make([]perf.Job, len(rec.requests))
-	lessons := 0
-	for _, m := range rec.marks {
-		q, j := &rec.requests[m.req], &jobs[m.req]
-		ask := perf.Ask{Prompt: q.prompt, MaxOut: q.maxOut}
-		switch m.kind {
-		case fleet.PhaseSent:
-			book.Drop(m.at, j) // an attempt that was given up
-			var met perf.Load  // nothing is to be predicted here
-			book.Sent(m.at, q.endpoint, ask, max(q.cached, 0), &met, j)
-		case fleet.PhaseFirstToken:
-			book.First(m.at, j)
-		case fleet.PhaseProgress:
-			book.Progress(m.at, j, m.output)
-		case fleet.PhaseDone:
-			book.Done(m.at, j, ask, m.output)
-			lessons++
-		case fleet.PhaseFailed:
-			book.Drop(m.at, j)
-		}
-	}
-	return book, lessons
 }
 
 // KeyTokens returns how many tokens a key of the recorded chains covers, as a
