@@ -185,6 +185,7 @@ func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, 
 		j.ttft, j.tpot = s.step.FirstToken(l, cached, uncached), s.step.PerToken(l, a.Prompt, float64(b.lengths.expect(a)))
 	}
 	step := s.believed()
+	j.under, j.vague = step.under(l, step.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}))
 	s.meter.sent(j, &step)
 }
 
@@ -201,7 +202,7 @@ func (b *Book) First(now fleet.Time, j *Job) {
 	s.timePrefill(now, j)
 	s.meter.arrived(j)
 	s.meter.join(j)
-	s.meter.from = now
+	s.meter.from, s.meter.boundary = now, now
 }
 
 // Progress tells how much output j has.
@@ -213,21 +214,28 @@ func (b *Book) Progress(now fleet.Time, j *Job, output fleet.Tokens) {
 	s := &b.slots[j.slot]
 	s.pass(now)
 	s.meter.corrected(j, output)
+	s.meter.boundary = now
 }
 
-// Done closes j, whose answer ended with so many tokens of output, 0 when that is
-// not known. Key says whose outputs are alike.
-func (b *Book) Done(now fleet.Time, j *Job, a Ask, output fleet.Tokens) {
+// Done closes j, whose answer ended as its engine reports. A says whose outputs
+// are alike.
+func (b *Book) Done(now fleet.Time, j *Job, a Ask, u fleet.Usage) {
 	if !j.open {
 		return
 	}
 	s := &b.slots[j.slot]
 	s.pass(now)
-	if output > 0 {
-		b.lengths.learn(a, output)
+	s.meter.boundary = now
+	cached := fleet.Tokens(-1)
+	if u.Known {
+		b.lengths.learn(a, max(u.Output, 1))
+		cached = u.Cached
 	}
-	if j.decoding && output >= leastOutput {
-		s.timeDecode(now, j, output)
+	if j.decoding {
+		s.learnPrefill(j, cached)
+		if u.Known && u.Output >= leastOutput {
+			s.timeDecode(now, j, u.Output)
+		}
 	}
 	b.Drop(now, j)
 }
@@ -261,58 +269,60 @@ func (s *slot) timeDecode(now fleet.Time, j *Job, output fleet.Tokens) {
 	s.learn(steps, n, kv, prompt, pairs, span, 0, 0)
 }
 
-// timePrefill learns from the stretch in which j's prompt, and those of others
-// that got their first token in the same step, were computed.
+// timePrefill keeps how long j's prompt took, until it is known at the end how
+// much of it had to be computed. A step that brings two first tokens tells of
+// neither.
 func (s *slot) timePrefill(now fleet.Time, j *Job) {
 	m := &s.meter
-	p := &m.pending
 	const sameStep = 0.002 // s between first tokens of one step, on their way here
-	if p.requests > 0 && now.Sub(p.at).Seconds() < sameStep {
-		p.prompt += float64(j.uncached)
-		p.pairs += j.pairs
-		p.found += float64(j.prompt - j.uncached)
-		p.requests++
-		return
-	}
-	s.flushPrefill()
 	from := max(m.from, j.sent)
-	*p = prefill{
-		at: now, span: now.Sub(from).Seconds(), prompt: float64(j.uncached), pairs: j.pairs, found: float64(j.prompt - j.uncached), requests: 1,
-		seqs: float64(m.decoding), kv: m.context, idle: from == j.sent,
+	j.fill = prefill{span: now.Sub(from).Seconds(), seqs: float64(m.decoding), kv: m.context, idle: from == j.sent}
+	if m.latest != nil && now.Sub(m.latestAt).Seconds() < sameStep {
+		j.fill.joint = true
+		if m.latest.serial == m.latestSerial {
+			m.latest.fill.joint = true
+		}
 	}
+	m.serial++
+	j.serial = m.serial
+	m.latest, m.latestAt, m.latestSerial = j, now, j.serial
 }
 
 // foundDoubt is the standard deviation of what an engine has cached of a prompt
 // about what it is believed to have, as a share of that.
 const foundDoubt = 0.2
 
-func (s *slot) flushPrefill() {
-	p := s.meter.pending
-	s.meter.pending = prefill{}
-	if p.requests == 0 || p.span <= 0 {
+// learnPrefill learns from how long j's prompt took; cached is what the engine
+// said of it, negative when it did not.
+func (s *slot) learnPrefill(j *Job, cached fleet.Tokens) {
+	p := &j.fill
+	if p.span <= 0 || p.joint {
 		return
 	}
+	vague := 0.0
+	if cached < 0 {
+		cached = j.prompt - j.uncached
+		doubt := foundDoubt * float64(cached) * s.class.theta[3] * s.class.scale[3] / p.span
+		vague = doubt * doubt
+	}
+	uncached := max(j.prompt-cached, 1)
 	budget := s.limits.BudgetTokens
 	if budget <= 0 {
 		budget = DefaultBudget
 	}
-	steps := math.Ceil(p.prompt / max(float64(budget)-p.seqs, 1))
-	requests, vague := 0.0, 0.0
+	prompt := float64(uncached)
+	steps := math.Ceil(prompt / max(float64(budget)-p.seqs, 1))
+	lit := steps * s.class.prior.lit(prompt/steps, p.seqs)
+	requests := 0.0
 	if p.idle {
 		requests = 1
 		if p.seqs > 0 {
-			// The step under way when it came: half of one, give or take.
-			const uniform = 1.0 / 12 // variance of where in the step it came
 			step := s.believed()
 			under := step.Time(Work{Seqs: p.seqs, KV: p.kv}) / p.span
-			steps, vague = steps+0.5, uniform*under*under
+			steps, vague = steps+j.under, vague+j.vague*under*under
 		}
 	}
-	// What was believed cached may not have been.
-	doubt := foundDoubt * p.found * s.class.theta[3] * s.class.scale[3] / p.span
-	vague += doubt * doubt
-	lit := max(math.Floor(steps), 1)
-	s.learn(steps, p.seqs, p.kv, lit*s.class.prior.lit(p.prompt/lit, p.seqs), p.pairs, p.span, requests, vague)
+	s.learn(steps, p.seqs, p.kv, lit, Pairs(cached, uncached), p.span, requests, vague)
 }
 
 // learn takes in a stretch of so many steps with n sequences and kv tokens of

@@ -20,6 +20,9 @@ type Job struct {
 	origin           float64 // the meter's clock when its output was 0
 	at               totals  // the meter's totals at its first token
 	ttft, tpot       float64 // predicted when sent, s; 0 unknown
+	under, vague     float64 // of the step under way when it came, the share left, and its variance
+	fill             prefill
+	serial           uint64 // tells it from what stands in its place later
 }
 
 // Open reports whether the attempt stands in the book.
@@ -62,22 +65,22 @@ type meter struct {
 	waiting  fleet.Tokens // prompt tokens of those ahead, cached ones included
 	pairs    float64
 	from     fleet.Time // since when the first of those ahead is computed
+	boundary fleet.Time // when a step was last seen to end; 0 for never
 	prefill  float64    // share of its time that prompts take
 	arrivals float64    // prompts per second
 
-	pending prefill
+	// The request that had its first token last, for telling those of one step.
+	latest               *Job
+	latestAt             fleet.Time
+	latestSerial, serial uint64
 }
 
-// prefill is a run of prompt tokens whose computing has been timed, kept until
-// no other first token of the same step can join it.
+// prefill is how one prompt was computed.
 type prefill struct {
-	at            fleet.Time
-	span          float64 // s
-	prompt, pairs float64
-	found         float64 // prompt tokens that were believed cached
-	requests      int
-	seqs, kv      float64 // beside it
-	idle          bool    // it began when nothing was ahead
+	span     float64 // s
+	seqs, kv float64 // beside it
+	idle     bool    // it began when nothing was ahead
+	joint    bool    // another got its first token in the same step
 }
 
 // pass lets the meter run on to now under the believed step.
@@ -165,6 +168,9 @@ func (m *meter) load(others int, l *Load) {
 	}
 	if m.ahead > 0 {
 		l.Elapsed = max(m.now.Sub(m.from), 0)
+	}
+	if m.boundary > 0 {
+		l.Boundary = max(m.now.Sub(m.boundary), 1)
 	}
 	if others > 0 {
 		each := fleet.Tokens(othersContext)

@@ -10,19 +10,20 @@ import (
 // Load is what a request would meet at an endpoint, as far as the gateway can
 // tell.
 type Load struct {
-	Decoding   int           // sequences past their first token
-	Active     fleet.Tokens  // tokens of context those sequences hold
-	Ahead      int           // requests that wait for their first token
-	Backlog    fleet.Tokens  // their prompt tokens, not yet computed
-	Pairs      float64       // attention pairs of those tokens
-	Elapsed    time.Duration // how long the first of them has been computed on
-	Prefill    float64       // share of the endpoint's time that prompts take, lately; may exceed 1
-	Arrivals   float64       // prompts per second that come to be computed, lately
-	Output     float64       // output tokens a sequence there is expected to have; 0 unknown
-	Budget     fleet.Tokens  // tokens per step; 0 means DefaultBudget
-	MaxSeqs    int           // sequences per step; 0 unknown
-	KVTokens   fleet.Tokens  // KV capacity; 0 unknown
-	Held       fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
+	Decoding int           // sequences past their first token
+	Active   fleet.Tokens  // tokens of context those sequences hold
+	Ahead    int           // requests that wait for their first token
+	Backlog  fleet.Tokens  // their prompt tokens, not yet computed
+	Pairs    float64       // attention pairs of those tokens
+	Elapsed  time.Duration // how long the first of them has been computed on
+	Boundary time.Duration // since a step was last seen to end; 0 when none was
+	Prefill  float64       // share of the endpoint's time that prompts take, lately; may exceed 1
+	Arrivals float64       // prompts per second that come to be computed, lately
+	Output   float64       // output tokens a sequence there is expected to have; 0 unknown
+	Budget   fleet.Tokens  // tokens per step; 0 means DefaultBudget
+	MaxSeqs  int           // sequences per step; 0 unknown
+	KVTokens fleet.Tokens  // KV capacity; 0 unknown
+	Held     fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
 }
 
 // DefaultBudget is the token budget per step assumed when the engine does not
@@ -71,10 +72,31 @@ func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		// The first of them is part done; those behind it have not begun.
 		ahead -= min(l.Elapsed.Seconds(), ahead/float64(l.Ahead))
 	} else if l.Decoding > 0 {
-		// On average half a step is under way when the request arrives.
-		ahead = s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}) / 2
+		step := s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
+		under, _ := s.under(l, step)
+		ahead = under * step
 	}
 	return s.PerRequest + s.admission(l, uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+}
+
+// rhythm is how many steps after one was seen to end the next ends can still be
+// foretold: by then the errors of as many step times have added up.
+const rhythm = 12
+
+// under returns how much of the step under way, of so many seconds, is left when
+// a request sent now arrives, as a share of it, and the variance of that. Engines
+// step in a rhythm: where a token was just seen, the next boundary is known, else
+// half a step is left on average.
+func (s *Step) under(l *Load, step float64) (left, variance float64) {
+	const uniform = 1.0 / 12
+	if l.Boundary <= 0 || step <= 0 {
+		return 0.5, uniform
+	}
+	// What the token took to come and the request takes to go is PerRequest.
+	since := l.Boundary.Seconds() / step
+	sure := max(1-since/rhythm, 0)
+	_, part := math.Modf(since)
+	return 0.5 + sure*(0.5-part), uniform * (1 - sure*sure)
 }
 
 // prefill returns the seconds that computing prompt tokens takes beside the

@@ -84,14 +84,10 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 		out = b.tellFitness(r.slot, fleet.FailNone, out)
 	}
 	b.tally.Done++
-	output := fleet.Tokens(0)
-	if ev.Usage.Known {
-		output = ev.Usage.Output
-	}
-	b.deps.Perf.Done(b.now, &r.job, r.ask(), output)
+	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
 	if r.slot != lost {
 		// An engine keeps what it has answered, and has held all of it until now.
-		r.Chain = kv.Answer(r.Chain, uint64(r.Req), b.config.Index.Cover(output))
+		r.Chain = kv.Answer(r.Chain, uint64(r.Req), b.config.Index.Cover(ev.Usage.Output))
 		b.deps.Index.Insert(r.slot, r.Chain)
 	}
 	b.release(r)
