@@ -20,6 +20,21 @@ type Dialect struct {
 	// with it: a missing one is no failure.
 	metricsOptional bool
 	owner           string // what its model list names as owner of a model
+	// Fields beyond the public API that make an answer as long as was asked for.
+	ignoreEOS, minTokens bool
+}
+
+// Fix adds to a request's fields what makes its answer tokens long, as far as
+// this kind of engine can be told. It reports whether it added anything that an
+// engine might refuse for not knowing it.
+func (d Dialect) Fix(body map[string]any, tokens int) bool {
+	if d.ignoreEOS {
+		body["ignore_eos"] = true
+	}
+	if d.minTokens {
+		body["min_tokens"] = tokens
+	}
+	return d.ignoreEOS || d.minTokens
 }
 
 // Auto is the name of the dialect that is found out by asking the engine.
@@ -30,19 +45,19 @@ const Auto = "auto"
 var dialects = []Dialect{
 	{
 		Name: "vllm", Metrics: "/metrics", Health: "/health", LoadLoRA: "/v1/load_lora_adapter", page: &vllmPage, owner: "vllm",
-		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APITokenizeChat | APIRerank | APIScore | APIAudio,
+		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APITokenizeChat | APIRerank | APIScore | APIAudio,
 	},
 	{
 		Name: "sglang", Metrics: "/metrics", Health: "/health", LoadLoRA: "/load_lora_adapter", page: &sglangPage, metricsOptional: true, owner: "sglang",
-		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APITokenize | APIRerank | APIScore,
+		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APITokenize | APIRerank | APIScore,
 	},
 	{
 		Name: "trtllm", Metrics: "/prometheus/metrics", Health: "/health", page: &trtllmPage, metricsOptional: true, owner: "tensorrt_llm",
-		Speaks: APIChat | APICompletions | APIResponses,
+		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses,
 	},
 	{
 		Name: "llamacpp", Metrics: "/metrics", Health: "/health", page: &llamacppPage, metricsOptional: true, owner: "llamacpp",
-		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APITokenize | APIRerank,
+		ignoreEOS: true, Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APITokenize | APIRerank,
 	},
 	{
 		Name: "ollama", Health: "/api/version", owner: "library",
@@ -50,7 +65,7 @@ var dialects = []Dialect{
 	},
 	{
 		Name: "openai", Health: "/v1/models",
-		Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
+		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
 	},
 	// What it speaks is not known before it is asked, so everything is tried.
 	{Name: Auto, Health: "/v1/models", Speaks: ^API(0)},
