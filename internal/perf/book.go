@@ -38,6 +38,11 @@ const (
 	factorSpread = 0.15  // among endpoints that should be equal
 	factorNoise  = 0.15  // of one lesson: it is never better known than from a few
 	factorWalk   = 0.004 // by which it may change from one lesson to the next
+
+	// Of a few steps much is not the hardware's: network, tokenising, what was
+	// cached. Whole answers tell more.
+	fewSteps = 4
+	fewNoise = 0.6
 )
 
 // An endpoint is called slow when it takes a tenth longer than its equals, which
@@ -342,7 +347,11 @@ func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests, vague float64)
 	}
 	// A scalar Kalman filter on the factor's logarithm.
 	s.varf += factorWalk * factorWalk
-	gain := s.varf / (s.varf + factorNoise*factorNoise + c.noise + vague)
+	noise := factorNoise
+	if steps < fewSteps {
+		noise = fewNoise
+	}
+	gain := s.varf / (s.varf + noise*noise + c.noise + vague)
 	r := min(max(residual-s.logf, -1), 1)
 	s.logf += gain * r
 	s.varf *= 1 - gain
