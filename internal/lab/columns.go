@@ -32,6 +32,9 @@ func Served() []Column {
 	}
 }
 
+// shortTime is how many seconds are so few that they are told with more digits.
+const shortTime = 1
+
 // Speed returns the columns of how fast it was, and how well that was foreseen.
 func Speed() []Column {
 	list := []Column{{"policy", func(r *Row) string { return r.Policy }}}
@@ -53,7 +56,13 @@ func Speed() []Column {
 			{"p90", func(s *Spread) Interval { return s.P90 }},
 			{"p99", func(s *Spread) Interval { return s.P99 }},
 		} {
-			list = append(list, Column{q.name, func(r *Row) string { return q.of(m.of(r)).Text(m.scale, m.format, m.unit) }})
+			list = append(list, Column{q.name, func(r *Row) string {
+				v, format := q.of(m.of(r)), m.format
+				if m.scale == 1 && v.Mean < shortTime {
+					format = "%.3f"
+				}
+				return v.Text(m.scale, format, m.unit)
+			}})
 		}
 	}
 	return append(

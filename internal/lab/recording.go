@@ -176,6 +176,8 @@ func (rec *Recording) onLeg(at fleet.Time, ev *pool.Leg) {
 		return // of an attempt given up
 	}
 	switch ev.Phase {
+	case fleet.PhaseSent:
+		return // it counts from its dispatch
 	case fleet.PhaseFirstToken:
 		q.first = at
 	case fleet.PhaseProgress:
