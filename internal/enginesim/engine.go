@@ -241,6 +241,8 @@ type sequence struct {
 	seen      bool // has been admitted before
 	own       bool // chain is the engine's copy and may be appended to
 	admitted  fleet.Time
+	expected  int  // tokens of its prompt that it will not compute, once foreseen
+	foreseen  bool // while it waits; see State
 
 	held      int  // blocks, private and published
 	published int  // of those, in the tree

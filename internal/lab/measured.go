@@ -29,6 +29,13 @@ func (m *measured) StepTime(b enginesim.Batch) time.Duration {
 	return max(1, time.Duration(t*1e9))
 }
 
+// Typical is it without noise.
+func (m *measured) Typical() enginesim.Physics {
+	quiet := *m
+	quiet.noise = 0
+	return &quiet
+}
+
 // normal is the i-th draw of a standard normal stream (Box and Muller, 1958): a
 // step asked about twice takes as long both times.
 func normal(seed, i uint64) float64 {

@@ -305,7 +305,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 
 // look fills the view for r.
 func (b *Brain) look(r *request) {
-	b.query.Now, b.query.Prompt, b.query.MaxOut, b.query.SLO = b.now, r.Prompt, r.MaxOut, r.Terms.SLO
+	b.query.Now, b.query.Req, b.query.Prompt, b.query.MaxOut, b.query.SLO = b.now, r.Req, r.Prompt, r.MaxOut, r.Terms.SLO
 	b.query.Chain, b.query.KeyTokens = r.Chain, r.KeyTokens
 	b.query.Output = b.deps.Perf.Output(r.ask())
 	b.deps.Index.Match(r.Chain, b.depth)

@@ -39,6 +39,7 @@ type View struct {
 // Query is what a policy may know of the request.
 type Query struct {
 	Now        fleet.Time
+	Req        fleet.ReqID  // which it is; nothing to decide by
 	Prompt     fleet.Tokens // prompt tokens, estimated
 	MaxOut     fleet.Tokens // output limit; 0 unknown
 	Output     fleet.Tokens // output tokens expected; at least 1

@@ -29,28 +29,15 @@ type Replica struct {
 	Set int
 }
 
-// Fault is something that happens to a replica at a time.
-type Fault struct {
-	At      time.Duration
-	Replica int
-	Kind    FaultKind
-}
-
-// FaultKind is what happens.
-type FaultKind uint8
-
-// The kinds of fault.
-const (
-	Crash   FaultKind = iota // the process dies; its cache and its requests with it
-	Restart                  // it serves again, with an empty cache
-	Mute                     // its metrics cannot be read
-	Unmute                   // they can again
-)
-
-// Config is one simulated fleet and its gateway.
+// Config is one simulated fleet and its gateways.
 type Config struct {
 	Replicas []Replica
-	Pool     pool.Config
+	// Gateways is how many gateways there are; 0 is one. Each has a brain with
+	// randomness, a ledger and readings of its own, and sees what the others have
+	// sent only in gauges. A load balancer that knows nothing of requests deals them
+	// out evenly at random, so that the turns of a conversation come through any.
+	Gateways int
+	Pool     pool.Config // its policy may be Clairvoyant
 	Seed     uint64
 	Scrape   time.Duration // between two readings of an engine's gauges; 0 never reads them
 	Hop      time.Duration // one way between gateway and engine
@@ -63,8 +50,8 @@ type Config struct {
 	// Timeout is how long clients wait for the end of an answer; 0 is for ever.
 	Timeout time.Duration
 	Ended   func(Outcome) // hears of each request at its end; nil for nobody
-	// Journal, when set, records the brain's life as a gateway would. Its writer
-	// keeps the first error.
+	// Journal, when set, records the first brain's life as a gateway would. Its
+	// writer keeps the first error.
 	Journal *pool.Recorder
 }
 
@@ -85,19 +72,20 @@ func (c Config) Validate() error {
 	if c.Scrape < 0 || c.Hop < 0 || c.Pause < 0 || c.Timeout < 0 {
 		errs = append(errs, errors.New("scrape, hop, pause and timeout must not be negative"))
 	}
-	for i, f := range c.Faults {
-		if f.Replica < 0 || f.Replica >= len(c.Replicas) || f.At < 0 || i > 0 && f.At < c.Faults[i-1].At {
-			errs = append(errs, fmt.Errorf("faults[%d]: must name a replica, and stand in order of time", i))
-		}
+	if c.Gateways < 0 {
+		errs = append(errs, fmt.Errorf("gateways: must not be negative, is %d", c.Gateways))
 	}
-	return errors.Join(append(errs, c.Pool.Validate()...)...)
+	errs = append(errs, c.validateFaults()...)
+	return errors.Join(append(errs, c.known().Validate()...)...)
 }
 
 // The kinds of happenings, in the order in which those of one instant happen.
 const (
 	kindFault = iota
+	kindReady
 	kindEngine
 	kindLeg
+	kindGone
 	kindArrival
 	kindScrape
 	kindProbe
@@ -107,16 +95,16 @@ const (
 
 // run is a simulation under way.
 type run struct {
-	c       Config
-	brain   *pool.Brain
-	heap    heap
-	engines []*engine
-	now     fleet.Time
-	wake    fleet.Time
-	out     []pool.Action
-	reports []enginesim.Output
+	c        Config
+	gateways []*gateway
+	heap     heap
+	engines  []*engine
+	now      fleet.Time
+	out      []pool.Action
+	reports  []enginesim.Output
+	chain    []kv.Key // scratch of arrive
 
-	requests []request
+	requests table
 	waiting  map[int][]int // by the request whose answer they wait for
 	source   workload.Source
 	ahead    int // the request that feed has foreseen
@@ -126,33 +114,24 @@ type run struct {
 	drained  bool
 	res      *Result
 	rand     *stat.Rand
-	open     int
 }
 
-// engine is a replica's process, or the place of one that is down.
+// engine is a replica's process, or the place of one that is not there.
 type engine struct {
 	*enginesim.Engine // nil while it is down
-	gen               fleet.Gen
+	physics           enginesim.Physics
+	typical           enginesim.Physics // physics without noise
+	flow              flow              // with Clairvoyant
+	throttle          *throttle         // within physics; nil when no fault slows it down
+	told              fleet.Gen         // by which the gateways know it; 0 before it is first added
+	listed            bool              // the gateways have it
+	leaving           bool              // it finishes what it has, and then goes
 	mute              bool
+	ready             fleet.Time // when it has started; Never when it is not about to
 	wake              fleet.Time
 	members           []int // the replicas that share its clock, itself among them; the first keeps the wake
 	has               map[fleet.ReqID]struct{}
 	lost              uint64 // preemptions of processes that are gone
-}
-
-// request is one request of the workload and how far it has come.
-type request struct {
-	workload.Request
-	start   fleet.Time
-	sent    fleet.Time // when it was last dispatched
-	first   fleet.Time // when the client saw its first token; 0 before
-	attempt int
-	replica int           // of the last dispatch
-	cached  fleet.Tokens  // prompt tokens that the engine had
-	ttft    time.Duration // predicted at its last dispatch; 0 unknown
-	tpot    time.Duration
-	ended   bool
-	done    bool // the whole answer has come
 }
 
 // Run simulates a load to its end. Equal configurations and loads give equal
@@ -161,36 +140,41 @@ func Run(c Config, load workload.Source) (*Result, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	deps, err := pool.Assemble(c.Pool)
-	if err != nil {
+	r := &run{c: c}
+	if err := r.openGateways(); err != nil {
 		return nil, err
 	}
-	r := &run{
-		c: c, brain: pool.New(c.Pool, deps, c.Seed), wake: fleet.Never, waiting: map[int][]int{}, source: load,
-		res: newResult(len(c.Replicas)), rand: stat.NewRand(c.Seed, "sim"),
-	}
-	for range c.Replicas {
-		r.engines = append(r.engines, &engine{wake: fleet.Never, has: map[fleet.ReqID]struct{}{}})
+	return r.all(load)
+}
+
+// all runs a load through the gateways.
+func (r *run) all(load workload.Source) (*Result, error) {
+	c := &r.c
+	r.waiting, r.source, r.requests = map[int][]int{}, load, newTable()
+	r.res, r.rand = newResult(len(c.Replicas)), stat.NewRand(c.Seed, "sim")
+	for i := range c.Replicas {
+		r.engines = append(r.engines, c.newEngine(i))
 	}
 	for i := range c.Replicas {
-		r.engines[i].members = c.members(i)
-		if r.engines[i].members[0] == i {
+		if en := r.engines[i]; en.members[0] == i && !c.addedLater(en.members) {
 			if err := r.boot(i); err != nil {
 				return nil, err
 			}
 		}
-		if c.Scrape > 0 {
-			r.push(fleet.Time(r.rand.Float64()*float64(c.Scrape)), kindScrape, i)
+		for g := range r.gateways {
+			if c.Scrape > 0 {
+				r.push(fleet.Time(r.rand.Float64()*float64(c.Scrape)), kindScrape, r.pair(g, i))
+			}
 		}
 	}
 	for i, f := range c.Faults {
 		r.push(fleet.Time(f.At), kindFault, i)
 	}
 	r.feed()
-	for r.open > 0 || !r.drained {
+	for r.requests.open() > 0 || !r.drained {
 		e, ok := r.heap.pop()
 		if !ok {
-			return nil, fmt.Errorf("sim: %d requests are open and nothing happens any more", r.open)
+			return nil, fmt.Errorf("sim: %d requests are open and nothing happens any more", r.requests.open())
 		}
 		r.now = e.at
 		if err := r.happen(e); err != nil {
@@ -208,25 +192,32 @@ func (r *run) push(at fleet.Time, kind uint8, what int) {
 func (r *run) happen(e event) error {
 	switch e.kind {
 	case kindFault:
-		return r.fault(r.c.Faults[e.what])
+		return r.fault(&r.c.Faults[e.what])
+	case kindReady:
+		if en := r.engines[e.what]; en.ready == e.at {
+			return r.boot(e.what)
+		}
 	case kindEngine:
 		if en := r.engines[e.what]; en.wake == e.at {
 			en.wake = fleet.Never
 			r.advance(e.what)
 		}
 	case kindLeg:
-		r.step(&e.leg)
+		r.step(e.what, &e.leg)
+	case kindGone:
+		r.gone(e.what)
 	case kindArrival:
 		r.arrive(e.what)
 	case kindScrape:
 		r.scrape(e.what)
 	case kindProbe:
-		en := r.engines[e.what]
-		r.step(&pool.Probed{Endpoint: endpointID(e.what), Gen: 1, OK: en.Engine != nil})
+		g, k := r.unpair(e.what)
+		en := r.engines[k]
+		r.step(g, &pool.Probed{Endpoint: endpointID(k), Gen: en.told, OK: en.Engine != nil})
 	case kindWake:
-		if r.wake == e.at {
-			r.wake = fleet.Never
-			r.step(&pool.Tick{})
+		if gw := r.gateways[e.what]; gw.wake == e.at {
+			gw.wake = fleet.Never
+			r.step(e.what, &pool.Tick{})
 		}
 	case kindTimeout:
 		r.giveUp(e.what)
@@ -235,54 +226,6 @@ func (r *run) happen(e event) error {
 }
 
 func endpointID(i int) fleet.EndpointID { return fleet.EndpointID(i + 1) }
-
-// members returns the replicas that share replica i's clock.
-func (c *Config) members(i int) []int {
-	if c.Replicas[i].Set == 0 {
-		return []int{i}
-	}
-	var all []int
-	for k := range c.Replicas {
-		if c.Replicas[k].Set == c.Replicas[i].Set {
-			all = append(all, k)
-		}
-	}
-	return all
-}
-
-// boot starts the process of replica i, and of those in its set.
-func (r *run) boot(i int) error {
-	members := r.c.members(i)
-	configs := make([]enginesim.Config, len(members))
-	for k, m := range members {
-		rep := r.c.Replicas[m]
-		configs[k] = enginesim.Config{
-			Physics: rep.Physics, KVTokens: rep.Limits.KVTokens, MaxSeqs: rep.Limits.MaxSeqs, BudgetTokens: rep.Limits.BudgetTokens,
-		}
-	}
-	var rank func(int) *enginesim.Engine
-	if r.c.Replicas[i].Set > 0 {
-		l, err := enginesim.NewLockstep(configs)
-		if err != nil {
-			return fmt.Errorf("replica %d: %w", i, err)
-		}
-		rank = l.Rank
-	} else {
-		e, err := enginesim.New(configs[0])
-		if err != nil {
-			return fmt.Errorf("replica %d: %w", i, err)
-		}
-		rank = func(int) *enginesim.Engine { return e }
-	}
-	for k, m := range members {
-		rep, en := r.c.Replicas[m], r.engines[m]
-		en.Engine = rank(k)
-		if en.gen++; en.gen == 1 {
-			r.step(&pool.Endpoint{Endpoint: endpointID(m), Gen: 1, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step})
-		}
-	}
-	return nil
-}
 
 // feed takes requests off the source up to the next that waits for nobody, which
 // it foresees; the others come when the answer they wait for has ended.
@@ -294,7 +237,7 @@ func (r *run) feed() {
 			return
 		}
 		if r.c.Pause > 0 && w.Stage != r.stage {
-			if r.held = &w; r.open == 0 {
+			if r.held = &w; r.requests.open() == 0 {
 				r.nextStage(r.now)
 			}
 			return
@@ -307,15 +250,14 @@ func (r *run) feed() {
 
 // foresee takes a request in and reports whether it waits for nobody.
 func (r *run) foresee(w workload.Request) bool {
-	i := len(r.requests)
-	r.requests = append(r.requests, request{Request: w})
-	r.open++
-	if w.After >= 0 && w.After < i && !r.requests[w.After].ended {
-		r.waiting[w.After] = append(r.waiting[w.After], i)
+	q := r.requests.add()
+	q.Request, q.gateway = w, r.gatewayOf(q.index)
+	if w.After >= 0 && w.After < q.index && r.requests.get(w.After) != nil {
+		r.waiting[w.After] = append(r.waiting[w.After], q.index)
 		return false
 	}
-	r.ahead = i
-	r.push(max(r.began.Add(w.At), r.now), kindArrival, i)
+	r.ahead = q.index
+	r.push(max(r.began.Add(w.At), r.now), kindArrival, q.index)
 	return true
 }
 
@@ -328,21 +270,18 @@ func (r *run) nextStage(ended fleet.Time) {
 	}
 }
 
-// arrive brings request i before the brain, and looks for the one after it.
+// arrive brings request i before its gateway's brain, and looks for the one after
+// it.
 func (r *run) arrive(i int) {
-	q := &r.requests[i]
+	q := r.requests.get(i)
 	q.start = r.now
 	if r.c.Timeout > 0 {
 		r.push(r.now.Add(r.c.Timeout), kindTimeout, i)
 	}
-	keys := chainOf(q.Prompt, int(r.c.Pool.Index.KeyTokens))
-	chain := make([]kv.Key, len(keys))
-	for k := range keys {
-		chain[k] = kv.Key(keys[k])
-	}
+	r.chain = appendChain(r.chain[:0], q.Prompt, int(r.c.Pool.Index.KeyTokens))
 	r.res.Arrived++
-	r.step(&pool.Arrive{
-		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), Chain: chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens),
+	r.step(q.gateway, &pool.Arrive{
+		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), Chain: r.chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens),
 		Terms: fleet.Terms{SLO: fleet.SLO{TTFT: r.c.Targets.TTFT, TPOT: r.c.Targets.TPOT}},
 	})
 	if i == r.ahead {
@@ -353,31 +292,23 @@ func (r *run) arrive(i int) {
 func reqID(i int) fleet.ReqID    { return fleet.ReqID(i + 1) }
 func indexOf(id fleet.ReqID) int { return int(id) - 1 }
 
-// chainOf returns the keys of a prompt's full blocks of so many tokens.
-func chainOf(prompt []workload.Segment, block int) []uint64 {
-	var keys []uint64
+// appendChain appends to keys those of a prompt's full blocks of so many tokens.
+func appendChain[K ~uint64](keys []K, prompt []workload.Segment, block int) []K {
 	prev := uint64(1)
 	for _, s := range prompt {
 		for at := 0; at+block <= s.Tokens; at += block {
 			prev = stat.Mix64(prev*31 + s.ID*1_000_003 + uint64(at))
-			keys = append(keys, prev)
+			keys = append(keys, K(prev))
 		}
 	}
 	return keys
 }
 
-// step tells the brain of ev and carries out what follows.
-func (r *run) step(ev pool.Event) {
-	r.out = r.brain.Step(r.now, ev, r.out[:0])
-	if r.c.Journal != nil {
-		_ = r.c.Journal.Record(r.now, ev, r.out)
+// chainOf returns the keys that engines know a prompt's blocks by.
+func chainOf(prompt []workload.Segment) []uint64 {
+	tokens := 0
+	for _, s := range prompt {
+		tokens += s.Tokens
 	}
-	for _, a := range r.out {
-		r.act(a)
-	}
-	if at := r.brain.Wake(); at != r.wake {
-		if r.wake = at; at != fleet.Never {
-			r.push(max(at, r.now), kindWake, 0)
-		}
-	}
+	return appendChain(make([]uint64, 0, tokens/int(enginesim.BlockTokens)), prompt, int(enginesim.BlockTokens))
 }
