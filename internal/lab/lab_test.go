@@ -206,7 +206,7 @@ func (c *cancelling) Next() (workload.Request, bool) {
 }
 
 // record simulates a gateway and returns its journal.
-func record(t *testing.T, s *Scene, c Cell) (raw []byte, truth *sim.Result) {
+func record(t testing.TB, s *Scene, c Cell) (raw []byte, truth *sim.Result) {
 	t.Helper()
 	cfg := s.config(c)
 	var out bytes.Buffer
@@ -230,7 +230,7 @@ func record(t *testing.T, s *Scene, c Cell) (raw []byte, truth *sim.Result) {
 
 // written adds to a journal what a live gateway tells beside: that a request has
 // been written to its engine.
-func written(t *testing.T, raw []byte, cfg sim.Config) []byte {
+func written(t testing.TB, raw []byte, cfg sim.Config) []byte {
 	t.Helper()
 	r, err := journal.NewReader(bytes.NewReader(raw))
 	if err != nil {
@@ -484,3 +484,56 @@ func TestBadScenesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// FuzzReadRecording reads journals whose second record is anything.
+func FuzzReadRecording(f *testing.F) {
+	raw, _ := record(f, scene(f, 5), Cell{Policy: "p2c", Load: 1, Seed: 1})
+	r, err := journal.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		f.Fatal(err)
+	}
+	head, err := r.Next()
+	if err != nil {
+		f.Fatal(err)
+	}
+	head = bytes.Clone(head)
+	var bodies [][]byte
+	for body, err := r.Next(); err == nil; body, err = r.Next() {
+		bodies = append(bodies, bytes.Clone(body))
+	}
+	for _, b := range bodies[:40] {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var out bytes.Buffer
+		w := journal.NewWriter(&out)
+		for _, b := range append([][]byte{head, bodies[0], body}, bodies...) {
+			if err := w.Append(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		rec, err := ReadRecording(&out, 0)
+		if err != nil {
+			return
+		}
+		src, err := rec.Load()(1.5, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for q := range workload.All(src) {
+			if q.Input < 1 || q.Output < 1 {
+				t.Fatalf("%+v", q)
+			}
+		}
+		for _, v := range first(rec.Fleet(1000)) {
+			if !v.Measured.Known() {
+				t.Fatalf("a truth that takes no time: %+v", v)
+			}
+		}
+	})
+}
+
+func first(list []Variant, _ time.Duration, _ error) []Variant { return list }

@@ -321,7 +321,10 @@ func (rec *Recording) KeyTokens() fleet.Tokens {
 		slices.Sort(each)
 		usual = each[len(each)/2]
 	}
-	const block = 16
+	const block, most = 16, 4096
+	if !(usual < most) { // NaN too: a journal may say anything
+		usual = most
+	}
 	return fleet.Tokens(max(math.Round(usual/block), 1) * block)
 }
 
@@ -392,7 +395,7 @@ func (s *replayed) Next() (workload.Request, bool) {
 }
 
 // Row returns what was measured, in the form of what is simulated. Requests are
-// good as the targets have it.
+// good as the scene's targets have it; what it cost is not known.
 func (rec *Recording) Row(s *Scene) (Row, error) {
 	r := &sim.Result{Arrived: len(rec.requests), PerReplica: make([]int, len(rec.endpoints)), Span: rec.Span}
 	cached := false
@@ -408,14 +411,10 @@ func (rec *Recording) Row(s *Scene) (Row, error) {
 			r.Failed++
 		}
 	}
-	cost := 0.0
 	for i := range rec.endpoints {
 		r.PerReplica[i] = rec.endpoints[i].sent
 	}
-	for i := range s.Variants {
-		cost += float64(s.Variants[i].Replicas) * s.Variants[i].CostPerHour()
-	}
-	row := newRow([]*sim.Result{r}, cost)
+	row := newRow([]*sim.Result{r}, 0)
 	unknown := Interval{math.NaN(), math.NaN()}
 	row.Policy, row.Load, row.Preempted, row.recorded = fmt.Sprintf("as recorded (%s)", rec.Config.Policy.Name), 1, unknown, true
 	if !cached {
