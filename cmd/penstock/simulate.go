@@ -14,12 +14,13 @@ import (
 
 	"penstock.dev/penstock/internal/lab"
 	"penstock.dev/penstock/internal/route"
+	"penstock.dev/penstock/internal/sim"
 )
 
 type simulateCmd struct {
 	sceneFlags `embed:""`
 
-	Policy []string  `default:"prefix-affinity,least-request,round-robin" help:"Policies to compare, or all: ${policies}."`
+	Policy []string  `default:"prefix-affinity,least-request,round-robin" help:"Policies to compare, or all: ${policies}, clairvoyant-greedy."`
 	Load   []float64 `default:"1" placeholder:"X,..." help:"Multiples of the load: a workload's rates are multiplied, of a trace copies with text of their own are laid over each other."`
 	Seeds  int       `default:"3" help:"Runs of each policy and load, each with its own noise and ties."`
 	JSON   bool      `name:"json" help:"Print JSON."`
@@ -41,7 +42,8 @@ Examples:
 
 A fleet is described by flags, all replicas alike but for their accelerator, or by the
 variants of a pool in a Fleet file. Beside the policies the catalogue has, a Fleet file's
-own policy can be named with the weights it has there.
+own policy can be named with the weights it has there, and clairvoyant-greedy, which knows
+what no gateway can: true step times, caches and lengths of answers.
 
 --journal asks what other policies would have done with the load that a gateway
 recorded (penstock gateway --journal FILE). The first row is what was measured, the row
@@ -135,8 +137,9 @@ func (c *simulateCmd) check() ([]string, error) {
 	for _, p := range c.Policy {
 		switch {
 		case p == "all":
-			for _, name := range route.Names() {
-				if _, err := route.New(route.Spec{Name: name}); err == nil && !slices.Contains(policies, name) {
+			for _, name := range append(route.Names(), sim.Clairvoyant) {
+				_, err := route.New(route.Spec{Name: name})
+				if (err == nil || name == sim.Clairvoyant) && !slices.Contains(policies, name) {
 					policies = append(policies, name)
 				}
 			}
@@ -154,7 +157,7 @@ func (c *simulateCmd) check() ([]string, error) {
 func checkPolicies(policies []string, own route.Spec) error {
 	var errs []error
 	for _, p := range policies {
-		if p == own.Name {
+		if p == own.Name || p == sim.Clairvoyant {
 			continue
 		}
 		if _, err := route.New(route.Spec{Name: p}); err != nil {

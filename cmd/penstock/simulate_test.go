@@ -126,7 +126,7 @@ func TestSimulateTakesAFleetFile(t *testing.T) {
 	code, out, errs := penstock(t, "simulate", "--cache", "off", "--workload", write(t, "small.yaml", smallLoad),
 		"--fleet", "../../examples/simulate_fleet.yaml", "--policy", "all", "--seeds", "1")
 	// 3 x 6.00 + 3 x 3.60 + 2 x 4.80, as the file states.
-	for _, want := range []string{"llm-d-optimized", "aibrix", "38.40", "8 replicas, 1 seed, no confidence intervals"} {
+	for _, want := range []string{"llm-d-optimized", "aibrix", "clairvoyant-greedy", "38.40", "8 replicas, 1 seed, no confidence intervals"} {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("exit %d, no %q:\n%s%s", code, want, out, errs)
 		}
