@@ -72,6 +72,7 @@ var rooms = map[string]room{
 	"sim":              {may: "@pure enginesim", why: "the simulator drives brains itself; shells run on the wall clock"},
 	"lab":              {may: "@pure enginesim sim", why: "experiments are cells of the simulator; they serve nobody"},
 	"bench":            {may: "@nouns workload", why: "a load generator that read answers with the gateway's code would share its mistakes"},
+	"profile":          {may: "@pure engine", why: "it asks a server in the gateway's words and times it in its own: figures of bench must not be checked by themselves"},
 
 	"app":      {may: "*", why: "the composition root knows everything"},
 	"archtest": {why: "it reads source, it runs none"},

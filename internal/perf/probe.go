@@ -66,6 +66,7 @@ const (
 	StopTight Stop = "the predicted error is small enough"
 	StopTime  Stop = "the time left is too short for another probe"
 	StopSpent Stop = "nothing is left to ask that the limits allow"
+	StopFlat  Stop = "nothing left to ask would shrink the error"
 )
 
 // What is asked where limits are not known, which is neither nothing nor
@@ -80,10 +81,12 @@ const (
 	lengthSlack  = 1.06 // prompts are made before the engine counts them
 	fastest      = 0.5  // pace within 1/2 and 2 is what spreads are for
 	guessSpread  = 3.0  // of each parameter where there is no prior
-	nearlyBest   = 1.03 // errors so near the least are as good: the cheapest probe is taken
+	nearlyBest   = 0.9  // of the largest gain, what is as good: the cheapest such probe is taken
+	worthAsking  = 0.98 // of the error, what must be left at most for a probe to be worth its time
 )
 
-// Next returns the probe that shrinks the predicted error at the goal most,
+// Next returns the probe that shrinks the predicted errors at the goal most (the
+// sum of their squares: the largest alone would not see how two shrink in turn),
 // among those that the limits and the time allow, or why there is none. spent is
 // the seconds that probing has taken so far. The first probe is always the
 // shortest: it finds the shortest step there is.
@@ -97,6 +100,7 @@ func (s *Survey) Next(spent float64) (Choice, Stop) {
 	}
 	stop := StopSpent
 	var open []Choice
+	var left []float64
 	least := math.Inf(1)
 	for _, p := range list {
 		c := Choice{Probe: p, Cost: s.cost(&at, p)}
@@ -104,16 +108,25 @@ func (s *Survey) Next(spent float64) (Choice, Stop) {
 			stop = StopTime
 			continue
 		}
-		c.Error = at.after(s.expected(&at, p))
-		open = append(open, c)
-		least = min(least, c.Error)
+		var sum float64
+		c.Error, sum = at.after(s.expected(&at, p))
+		open, left = append(open, c), append(left, sum)
+		least = min(least, sum)
 	}
-	if len(open) == 0 {
+	_, now := at.errors()
+	switch {
+	case len(open) == 0:
+		return Choice{}, stop
+	case len(s.Done)+len(s.Refused) > 0 && least > worthAsking*now:
+		if stop == StopSpent {
+			stop = StopFlat
+		}
 		return Choice{}, stop
 	}
 	best := -1
 	for i, c := range open {
-		if c.Error <= least*nearlyBest && (best < 0 || c.Cost < open[best].Cost) {
+		// The first probe need not gain: it is the only one in the list.
+		if len(open) == 1 || now-left[i] >= nearlyBest*(now-least) && (best < 0 || c.Cost < open[best].Cost) {
 			best = i
 		}
 	}
@@ -128,7 +141,9 @@ func (s *Survey) Check() Choice {
 	for !s.allowed(p) && p.Prompt > 1 {
 		p.Prompt /= 2
 	}
-	return Choice{Probe: p, Cost: s.cost(&at, p), Error: at.after(s.expected(&at, p))}
+	c := Choice{Probe: p, Cost: s.cost(&at, p)}
+	c.Error, _ = at.after(s.expected(&at, p))
+	return c
 }
 
 // candidates lists what may be asked and has not been, the shortest first: a
@@ -369,18 +384,25 @@ func (at *Outlook) learn(o Observation) {
 	at.info.add(row, 1/variance)
 }
 
-// after is the error that is left when m has been found.
-func (at Outlook) after(m Measurement) float64 {
+// after is the errors that are left when m has been found.
+func (at Outlook) after(m Measurement) (worst, sum float64) {
 	for _, o := range m.observations(at.Prior, at.survey.Limits) {
 		at.learn(o)
 	}
-	return at.Error()
+	return at.errors()
 }
 
 // Error is the relative standard error of predictions at the goal, the largest
 // of three: the step of a lone sequence, the step at the concurrency that fits,
 // and the time to first token of a lone prompt.
 func (at *Outlook) Error() float64 {
+	worst, _ := at.errors()
+	return worst
+}
+
+// errors are the largest of the errors at the goal and the root of the sum of
+// their squares.
+func (at *Outlook) errors() (worst, sum float64) {
 	s := at.survey
 	cov := at.info.inverse(at.free)
 	n, _ := Concurrency(at.Fit.Step, s.Goal.mix(), s.Limits, s.Goal.SLO)
@@ -389,14 +411,13 @@ func (at *Outlook) Error() float64 {
 	}
 	prompt := Measurement{Probe: Probe{Streams: 1}, Prompt: s.Goal.mix().Input}
 	prompt.TTFT, _ = at.Fit.Step.Expect(prompt, s.Limits)
-	worst := 0.0
+	take := func(e float64) { worst, sum = max(worst, e), math.Hypot(sum, e) }
 	for _, o := range prompt.observations(at.Prior, s.Limits) {
-		worst = max(worst, at.spread(&cov, o))
+		take(at.spread(&cov, o))
 	}
-	for _, n := range []int{1, n} {
-		worst = max(worst, at.stepSpread(&cov, at.work(n)))
-	}
-	return worst
+	take(at.stepSpread(&cov, at.work(1)))
+	take(at.stepSpread(&cov, at.work(n)))
+	return worst, sum
 }
 
 // work is the step of n sequences of the goal's shape.
