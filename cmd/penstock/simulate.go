@@ -56,8 +56,19 @@ what was cached before the recording; answers to requests that failed or were op
 its end (they get the typical length); what else the engines were doing. Endpoints that
 came or went are there from beginning to end.
 
-Not simulated: transfer of KV between engines, several gateways, outputs whose length
-depends on who answers. A cell (policy, load, seed) that has been run before by the same
+--faults names a YAML list of what happens to replicas, numbered from 0, or to all of
+a variant; kinds are crash, restart, slow, mute, unmute, add and remove:
+
+  - {at: 60s, replica: 3, kind: crash}
+  - {at: 70s, replica: 3, kind: restart, delay: 90s}
+  - {at: 2m, variant: A100, kind: slow, factor: 1.5}
+  - {at: 3m, variant: H100, kind: add, delay: 2m}
+
+The policy clairvoyant-greedy is a reference that no gateway can have: predictive, told
+the truth of every engine and the length of every answer.
+
+Not simulated: transfer of KV between engines, outputs whose length depends on who
+answers. A cell (policy, load, seed) that has been run before by the same
 binary with the same settings is taken from the cache.`
 }
 

@@ -34,6 +34,8 @@ type sceneFlags struct {
 	Accelerator string         `group:"Fleet" placeholder:"NAME[:N],..." help:"Their accelerator, or how many of each: H100:3,A100:3 (default H100)."`
 	TP          *int           `group:"Fleet" name:"tp" help:"Their tensor parallelism (default 2)."`
 	KVTokens    *int           `group:"Fleet" name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
+	Faults      string         `group:"Fleet" type:"existingfile" placeholder:"FILE" help:"What happens to replicas, and when: see below."`
+	Gateways    int            `group:"Fleet" default:"1" help:"Gateways that share the load, each with a view of its own."`
 	Noise       float64        `group:"Fleet" default:"0.05" help:"Spread of step times, 0 to 1."`
 	Spread      float64        `group:"Fleet" default:"0" help:"Spread of speeds: replicas are up to so much faster or slower than their like, 0 to 0.9."`
 	Scrape      *time.Duration `group:"Fleet" help:"Between two readings of an engine's gauges (default 1s, or the Fleet file's)."`
@@ -89,7 +91,29 @@ func (f *sceneFlags) experiment() (*experiment, error) {
 	default:
 		err = f.journal(e)
 	}
+	if err == nil {
+		err = f.happenings(e)
+	}
 	return e, err
+}
+
+// happenings reads how many gateways there are and what befalls the replicas.
+func (f *sceneFlags) happenings(e *experiment) error {
+	if f.Gateways < 1 {
+		return fmt.Errorf("--gateways must be at least 1, is %d", f.Gateways)
+	}
+	e.scene.Gateways = f.Gateways
+	if f.Faults == "" {
+		return nil
+	}
+	text, err := os.ReadFile(f.Faults)
+	if err != nil {
+		return err
+	}
+	if e.scene.Faults, err = lab.ParseFaults(text, e.scene.Variants); err != nil {
+		return fmt.Errorf("%s:\n%w", f.Faults, err)
+	}
+	return nil
 }
 
 // fromFlags makes the fleet that the simple flags describe.

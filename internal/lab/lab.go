@@ -25,6 +25,7 @@ type Variant struct {
 	Name     string
 	Serving  catalog.Serving
 	Replicas int
+	Later    int          // more replicas, which Scene.Faults add; they come after those of all variants
 	Limits   fleet.Limits // zero fields: what the engine would take by default
 	Belief   perf.Step    // what the gateway believes before it has measured; zero for nothing
 	Slower   float64      // how much slower its replicas really are than the catalogue says; 0 means 1
@@ -59,6 +60,7 @@ type Scene struct {
 	Spread   float64 // replicas are up to so much faster or slower than their variant
 	Scrape   time.Duration
 	Hop      time.Duration
+	Gateways int // 0 is one; see sim.Config
 	Faults   []sim.Fault
 	Targets  sim.Targets
 	// Load makes the requests of one run anew; load 1 is the workload as it is.
@@ -84,7 +86,7 @@ func (s *Scene) Validate() error {
 	}
 	replicas := 0
 	for i, v := range s.Variants {
-		replicas += max(v.Replicas, 0)
+		replicas += max(v.Replicas, 0) + max(v.Later, 0)
 		if v.Measured == nil {
 			if err := v.Serving.Validate(); err != nil {
 				errs = append(errs, fmt.Errorf("variants[%d] (%s): %w", i, v.Name, err))
@@ -103,14 +105,20 @@ func (s *Scene) Validate() error {
 	if !(s.Spread >= 0 && s.Spread <= 0.9) {
 		errs = append(errs, fmt.Errorf("spread: must be between 0 and 0.9, is %v", s.Spread))
 	}
+	if s.Gateways < 0 || s.Gateways > maxGateways {
+		errs = append(errs, fmt.Errorf("gateways: must be at least 1 and at most %d, are %d", maxGateways, s.Gateways))
+	}
 	if s.Scrape < 0 || s.Hop < 0 {
 		errs = append(errs, fmt.Errorf("scrape and hop: must not be negative, are %v and %v", s.Scrape, s.Hop))
 	}
 	return errors.Join(errs...)
 }
 
-// maxReplicas bounds a fleet.
-const maxReplicas = 1 << 14
+// The bounds of a scene.
+const (
+	maxReplicas = 1 << 14
+	maxGateways = 1 << 10
+)
 
 // Run simulates one cell. It stops early, with ctx's error, when ctx ends.
 func (s *Scene) Run(ctx context.Context, c Cell) (*sim.Result, error) {
@@ -127,24 +135,33 @@ func (s *Scene) Run(ctx context.Context, c Cell) (*sim.Result, error) {
 
 // config is what a cell is simulated with.
 func (s *Scene) config(c Cell) sim.Config {
-	cfg := sim.Config{Pool: s.Pool, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Targets: s.Targets}
+	cfg := sim.Config{
+		Pool: s.Pool, Gateways: s.Gateways, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Targets: s.Targets,
+	}
 	if c.Policy != s.Pool.Policy.Name { // that of the pool has its weights
 		cfg.Pool.Policy = route.Spec{Name: c.Policy}
 	}
 	speeds := stat.NewRand(c.Seed, "speeds")
-	for i := range s.Variants {
+	add := func(i, k int) {
 		v := &s.Variants[i]
-		limits := v.limits()
-		for k := range v.Replicas {
-			factor := 1 + s.Spread*(2*speeds.Float64()-1)
-			if v.Slower > 0 {
-				factor *= v.Slower
-			}
-			if k < len(v.Factors) {
-				factor *= v.Factors[k]
-			}
-			physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
-			cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: limits, Variant: uint64(i + 1), Step: v.Belief})
+		factor := 1 + s.Spread*(2*speeds.Float64()-1)
+		if v.Slower > 0 {
+			factor *= v.Slower
+		}
+		if k < len(v.Factors) {
+			factor *= v.Factors[k]
+		}
+		physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
+		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief})
+	}
+	for i := range s.Variants {
+		for k := range s.Variants[i].Replicas {
+			add(i, k)
+		}
+	}
+	for i := range s.Variants {
+		for k := range s.Variants[i].Later {
+			add(i, s.Variants[i].Replicas+k)
 		}
 	}
 	return cfg

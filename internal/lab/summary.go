@@ -265,6 +265,12 @@ func (s *Scene) Describe() []Setting {
 	add("spread of replicas' speeds", "up to ±%v of their variant's", s.Spread)
 	add("gauges", "read every %v", s.Scrape)
 	add("gateway to engine", "%v one way", s.Hop)
+	if s.Gateways > 1 {
+		add("gateways", "%d, each with a view of its own", s.Gateways)
+	}
+	for i := range s.Faults {
+		add("fault", "%s", faultText(&s.Faults[i]))
+	}
 	return list
 }
 

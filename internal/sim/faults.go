@@ -50,8 +50,8 @@ func ParseFaultKind(name string) (FaultKind, bool) {
 // FaultKinds returns the names of all kinds.
 func FaultKinds() []string { return slices.Clone(faultNames[:]) }
 
-// maxSlow bounds how much slower or faster a fault makes a replica.
-const maxSlow = 1000
+// MaxSlow bounds how many times slower or faster a fault makes a replica.
+const MaxSlow = 1000
 
 // validateFaults returns what is wrong with the faults.
 func (c *Config) validateFaults() []error {
@@ -72,8 +72,8 @@ func (c *Config) validateFaults() []error {
 		if int(f.Kind) >= len(faultNames) {
 			bad("kind: %d is none", f.Kind)
 		}
-		if f.Kind == Slow && !(f.Factor >= 1.0/maxSlow && f.Factor <= maxSlow) {
-			bad("factor: must be between 1/%d and %d, is %v", maxSlow, maxSlow, f.Factor)
+		if f.Kind == Slow && !(f.Factor >= 1.0/MaxSlow && f.Factor <= MaxSlow) {
+			bad("factor: must be between 1/%d and %d, is %v", MaxSlow, MaxSlow, f.Factor)
 		} else if f.Kind != Slow && f.Factor != 0 {
 			bad("factor: %v says nothing beside %q", f.Factor, faultNames[min(int(f.Kind), len(faultNames)-1)])
 		}
