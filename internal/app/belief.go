@@ -9,9 +9,9 @@ import (
 	"penstock.dev/penstock/internal/perf"
 )
 
-// Believe returns the step time believed of a variant before anything is
-// measured: what its file states, else what follows from the model's shape and
-// the accelerator's data sheet.
+// Believe returns the step time believed of a variant before it carries anything:
+// what its file states, else what its profile has measured, else what follows from
+// the model's shape and the accelerator's data sheet.
 func Believe(v config.Variant) perf.Step {
 	if s := v.Step(); s.Known() {
 		return s

@@ -138,27 +138,37 @@ func (p *Pool) validate(path string, serve bool, errs *problems) {
 }
 
 func (e Engine) validate(path string, errs *problems) {
-	for _, f := range []struct {
-		name  string
-		value float64
-	}{
-		{"kvTokens", float64(e.KVTokens)},
-		{"maxSeqs", float64(e.MaxSeqs)},
-		{"budgetTokens", float64(e.BudgetTokens)},
-		{"stepMs.base", e.StepMs.Base},
-		{"stepMs.perSeq", e.StepMs.PerSeq},
-		{"stepMs.perKV", e.StepMs.PerKV},
-		{"stepMs.perPrompt", e.StepMs.PerPrompt},
-		{"stepMs.perPair", e.StepMs.PerPair},
-		{"stepMs.experts", e.StepMs.Experts},
-		{"stepMs.touch", e.StepMs.Touch},
-		{"stepMs.perRequest", e.StepMs.PerRequest},
-	} {
-		if f.value < 0 {
-			errs.add(path+"."+f.name, "must not be negative, is %v", f.value)
-		}
+	notNegative(path+".", errs, []named{{"kvTokens", float64(e.KVTokens)}, {"maxSeqs", float64(e.MaxSeqs)}, {"budgetTokens", float64(e.BudgetTokens)}})
+	e.StepMs.validate(path+".stepMs", errs)
+}
+
+func (s StepMs) validate(path string, errs *problems) {
+	notNegative(path+".", errs, []named{
+		{"base", s.Base},
+		{"perSeq", s.PerSeq},
+		{"perKV", s.PerKV},
+		{"perPrompt", s.PerPrompt},
+		{"perPair", s.PerPair},
+		{"experts", s.Experts},
+		{"touch", s.Touch},
+		{"shadow", s.Shadow},
+		{"perRequest", s.PerRequest},
+	})
+	if s.Touch > 1 {
+		errs.add(path+".touch", "must be between 0 and 1, is %v", s.Touch)
 	}
-	if e.StepMs.Touch > 1 {
-		errs.add(path+".stepMs.touch", "must be between 0 and 1, is %v", e.StepMs.Touch)
+}
+
+// named is a number and the field it comes from.
+type named struct {
+	name  string
+	value float64
+}
+
+func notNegative(path string, errs *problems, list []named) {
+	for _, f := range list {
+		if f.value < 0 {
+			errs.add(path+f.name, "must not be negative, is %v", f.value)
+		}
 	}
 }

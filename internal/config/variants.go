@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"penstock.dev/penstock/internal/catalog"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/perf"
 )
 
@@ -69,10 +70,15 @@ type Variant struct {
 	// CostPerHour is the cost of one replica, in US dollars; by default the rough
 	// price of its devices.
 	CostPerHour float64 `json:"costPerHour"`
+	// Profile is the path of what penstock profile wrote of such a server, relative
+	// to the Fleet file: limits that are not given here come from it, and so does
+	// the step time unless stepMs is given.
+	Profile string `json:"profile"`
 
 	Engine
 
 	serving catalog.Serving // resolved when the file was loaded
+	profile *Profile        // read when the file was loaded; nil for none
 }
 
 // setDefaults fills a variant before the file is decoded over it.
@@ -97,8 +103,23 @@ func (v Variant) Cost() float64 {
 	return v.serving.Accelerator.Price * float64(v.serving.Devices())
 }
 
-// Step returns the step time that the file states, zero if it states none.
-func (v Variant) Step() perf.Step { return v.StepMs.Step() }
+// Step returns the step time that the file states, itself or in a profile; zero if
+// neither does.
+func (v Variant) Step() perf.Step {
+	if s := v.StepMs.Step(); s.Known() || v.profile == nil {
+		return s
+	}
+	return v.profile.StepMs.Step()
+}
+
+// Limits returns the limits that the file states, and where it does not those of
+// the profile.
+func (v Variant) Limits() fleet.Limits {
+	if v.profile == nil {
+		return v.Engine.Limits()
+	}
+	return v.Engine.Limits().Merge(v.profile.Limits.FleetLimits())
+}
 
 // FindVariant returns the index of the variant that an endpoint names. An empty
 // name means the only variant, if there is just one. It reports false when there
@@ -220,6 +241,7 @@ func (v *Variant) resolve(path, model, dir string, sheets []catalog.Accelerator,
 		return
 	}
 	v.serving = s
+	v.readProfile(path, model, dir, sheets, errs)
 }
 
 // maxParallel bounds degrees of parallelism and numbers of replicas.
@@ -240,11 +262,7 @@ func findShape(name, model, dir string) (catalog.Shape, error) {
 		}
 		return s, err
 	}
-	file := name
-	if !filepath.IsAbs(file) {
-		file = filepath.Join(dir, file)
-	}
-	text, err := readSmall(file)
+	text, err := readSmall(within(dir, name))
 	if err != nil {
 		return catalog.Shape{}, fmt.Errorf("%q: %w", name, err)
 	}
@@ -254,6 +272,14 @@ func findShape(name, model, dir string) (catalog.Shape, error) {
 	}
 	s.Name = name
 	return s, nil
+}
+
+// within is a path that is relative to dir unless it is absolute.
+func within(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
 }
 
 // maxShapeFile bounds a config.json; published ones have some kilobytes.
