@@ -16,6 +16,7 @@ func Served() []Column {
 		{"out tok/s", func(r *Row) string { return r.Output.Text(1, "%.0f", "") }},
 		{"good req/s", func(r *Row) string { return r.GoodRate.Text(1, "%.2f", "") }},
 		{"good", func(r *Row) string { return r.GoodShare.Text(100, "%.1f", " %") }},
+		{"bound", func(r *Row) string { return r.Bound.Text(100, "%.1f", " %") }},
 		{"cached", func(r *Row) string { return r.Cached.Text(100, "%.1f", " %") }},
 		{"imbalance", func(r *Row) string { return r.Imbalance.Text(1, "%.2f", "") }},
 		{"preempted", func(r *Row) string { return r.Preempted.Text(1, "%.0f", "") }},

@@ -73,6 +73,9 @@ func TestRowsSayWhatTheRunsWere(t *testing.T) {
 	if want := float64(results[0].Done+results[1].Done) / 2 / 60; math.Abs(r.Rate.Mean-want) > 0.1*want {
 		t.Errorf("%v requests per second, about %v were done", r.Rate, want)
 	}
+	if r.Bound.Mean < r.GoodShare.Mean || r.Bound.Mean > 1 {
+		t.Errorf("good %v, bound %v", r.GoodShare, r.Bound)
+	}
 	// Of each prompt all but the question is shared; the first of a group is not.
 	if r.Ceiling.Mean < 0.75 || r.Ceiling.Mean > 4096.0/4496 || r.Cached.Mean > r.Ceiling.Mean {
 		t.Errorf("cached %v, ceiling %v", r.Cached, r.Ceiling)

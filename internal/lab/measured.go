@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/enginesim"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/stat"
 )
@@ -34,6 +35,12 @@ func (m *measured) Typical() enginesim.Physics {
 	quiet := *m
 	quiet.noise = 0
 	return &quiet
+}
+
+// Floor implements enginesim.Floored.
+func (m *measured) Floor(float64, fleet.Tokens) enginesim.Floor {
+	f := enginesim.Floor{Base: m.step.Base, Decode: m.step.PerSeq, KV: m.step.PerKV, Again: 1, Prompt: m.step.PerPrompt, Pair: m.step.PerPair}
+	return f.Times(m.factor)
 }
 
 // normal is the i-th draw of a standard normal stream (Box and Muller, 1958): a

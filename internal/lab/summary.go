@@ -67,6 +67,7 @@ type Row struct {
 	Output    Interval `json:"output_tokens_per_s"`
 	GoodRate  Interval `json:"good_requests_per_s"` // within the targets; without targets all that are done
 	GoodShare Interval `json:"good_share"`          // of all that arrived
+	Bound     Interval `json:"good_share_bound"`    // that no routing can exceed; unknown without targets
 
 	TTFT Spread `json:"ttft_s"`
 	TPOT Spread `json:"tpot_s"`
@@ -134,6 +135,10 @@ func (s *Scene) Compare(cells []Cell, results []*sim.Result) (*Comparison, error
 	}
 	groups, order := map[key][]*sim.Result{}, []key{}
 	ceilings := map[float64]map[uint64]float64{}
+	bounds, err := s.bounds(cells, results)
+	if err != nil {
+		return nil, err
+	}
 	for i, x := range cells {
 		k := key{x.Policy, x.Load}
 		if groups[k] == nil {
@@ -153,14 +158,15 @@ func (s *Scene) Compare(cells []Cell, results []*sim.Result) (*Comparison, error
 		c.Seeds = max(c.Seeds, len(groups[k]))
 	}
 	for _, k := range order {
-		var shares []float64
+		var shares, most []float64
 		for _, x := range cells {
 			if x.Policy == k.policy && x.Load == k.load {
 				shares = append(shares, ceilings[x.Load][x.Seed])
+				most = append(most, bounds[Cell{Load: x.Load, Seed: x.Seed}])
 			}
 		}
 		row := newRow(groups[k], cost)
-		row.Policy, row.Load, row.Ceiling = k.policy, k.load, mean(shares)
+		row.Policy, row.Load, row.Ceiling, row.Bound = k.policy, k.load, mean(shares), mean(most)
 		c.Rows = append(c.Rows, row)
 	}
 	return c, nil
@@ -169,6 +175,7 @@ func (s *Scene) Compare(cells []Cell, results []*sim.Result) (*Comparison, error
 // Insert puts a row before the others of its load, or before all if there are
 // none.
 func (c *Comparison) Insert(row Row) {
+	row.Bound = Interval{math.NaN(), math.NaN()} // of another fleet than the one compared
 	at := max(slices.IndexFunc(c.Rows, func(r Row) bool { return r.Load == row.Load }), 0)
 	c.Rows = slices.Insert(c.Rows, at, row)
 }
