@@ -13,6 +13,7 @@ type Observation struct {
 	Work     Work    // mean per step
 	Mixed    float64 // share of the steps that computed prompt tokens beside decoding, 0 to 1
 	Apart    float64 // steps that only computed prompt tokens, per step that decoded; Seconds includes them
+	Dark     float64 // mean prompt tokens per step beyond Work's that take no time of their own: in the shadow of the weights
 	Requests float64 // mean number of requests per step whose own overhead (PerRequest) is in Seconds
 	Steps    float64 // steps that the means are over; 0 counts as many
 	Seconds  float64 // mean duration of a step
@@ -27,7 +28,7 @@ func (s Step) Row(o Observation) Vector {
 	if s.Touch > 0 {
 		v[5] = s.touched(o.Work.Seqs)
 		if both := o.Mixed + o.Apart; both > 0 {
-			prompt := o.Work.Prompt / both
+			prompt := (o.Work.Prompt + o.Dark) / both
 			v[5] += o.Mixed*(s.touched(o.Work.Seqs+prompt)-v[5]) + o.Apart*s.touched(prompt)
 		}
 	}

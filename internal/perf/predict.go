@@ -111,9 +111,10 @@ func (s *Step) prefill(l *Load, prompt, pairs float64) float64 {
 	}
 	room := max(float64(budget)-float64(l.Decoding), 1)
 	steps := math.Ceil(prompt / room)
-	return steps * s.Time(Work{
-		Seqs: float64(l.Decoding), KV: float64(l.Active), Prompt: s.lit(prompt/steps, float64(l.Decoding)), Pairs: pairs / steps,
-	})
+	each, seqs := prompt/steps, float64(l.Decoding)
+	// Prompt tokens in the shadow touch experts like others.
+	dark := each - s.lit(each, seqs)
+	return steps * (s.Time(Work{Seqs: seqs, KV: float64(l.Active), Prompt: each, Pairs: pairs / steps}) - s.PerPrompt*dark)
 }
 
 // lit returns how many of a step's prompt tokens add to its time beside so many

@@ -82,6 +82,8 @@ const (
 	fastest      = 0.5  // pace within 1/2 and 2 is what spreads are for
 	guessSpread  = 3.0  // of each parameter where there is no prior
 	nearlyBest   = 0.9  // of the largest gain, what is as good: the cheapest such probe is taken
+	tellShadow   = 3    // lone prompts from which the shadow can be told
+	clearly      = 0.8  // of the fit's error, what another shadow must reach
 	worthAsking  = 0.98 // of the error, what must be left at most for a probe to be worth its time
 )
 
@@ -271,12 +273,10 @@ func (m Measurement) observations(shadowed Step, l fleet.Limits) []Observation {
 		return out
 	}
 	steps := math.Ceil(m.Prompt / tokenBudget(l))
-	lit := shadowed.lit(m.Prompt/steps, 0)
-	if lit == 0 && shadowed.Experts > 0 {
-		return out // the form does not tell which experts so short a prompt touches
-	}
+	each := m.Prompt / steps
+	lit := shadowed.lit(each, 0)
 	return append(out, Observation{
-		Work: Work{Prompt: lit, Pairs: m.pairs() / steps}, Mixed: 1, Requests: 1 / steps,
+		Work: Work{Prompt: lit, Pairs: m.pairs() / steps}, Dark: each - lit, Mixed: 1, Requests: 1 / steps,
 		Steps: steps * float64(max(m.Probe.Rounds, 1)), Seconds: m.TTFT / steps,
 	})
 }
@@ -287,7 +287,7 @@ type Outlook struct {
 	// Pace is by how much the engine was found slower than the prior, all
 	// parameters alike; 1 unless it is more than twice as slow or as fast.
 	Pace  float64
-	Prior Step // at that pace: what the fit leans on
+	Prior Step // at that pace, and with the shadow that fits: what the fit leans on
 
 	survey *Survey
 	scale  Vector
@@ -301,6 +301,7 @@ func (s *Survey) Outlook() Outlook {
 	b := s.Prior
 	if !b.Step.Known() {
 		b.Step = Guess()
+		b.Step.Shadow = b.Step.Base / b.Step.PerPrompt
 		for i := range b.Spread {
 			b.Spread[i] = guessSpread
 		}
@@ -311,11 +312,9 @@ func (s *Survey) Outlook() Outlook {
 		b.Step = b.Step.Scale(at.Pace)
 		b.Step.PerRequest = perRequest
 	}
+	b.Step.Shadow = s.shadow(b)
 	at.Prior, at.scale = b.Step, b.Step.Vector()
-	var obs []Observation
-	for _, m := range s.Done {
-		obs = append(obs, m.observations(b.Step, s.Limits)...)
-	}
+	obs := s.observations(b.Step)
 	for j := range Params {
 		if at.free[j] = at.scale[j] > 0 && b.Spread[j] > 0; at.free[j] {
 			at.info[j][j] = 1 / (b.Spread[j] * b.Spread[j])
@@ -336,6 +335,40 @@ func (s *Survey) Outlook() Outlook {
 		at.learn(o)
 	}
 	return at
+}
+
+// observations are those of all that was measured.
+func (s *Survey) observations(shadowed Step) []Observation {
+	var obs []Observation
+	for _, m := range s.Done {
+		obs = append(obs, m.observations(shadowed, s.Limits)...)
+	}
+	return obs
+}
+
+// shadow is how many prompt tokens are taken to be in the shadow of the weights.
+// It is no parameter of a linear fit, so that a few values around the prior's are
+// tried, and another is taken only where it explains clearly more.
+func (s *Survey) shadow(b Belief) float64 {
+	lone := 0
+	for _, m := range s.Done {
+		if m.Probe.Streams == 1 && m.TTFT > 0 {
+			lone++
+		}
+	}
+	prior := b.Step.Shadow
+	if lone < tellShadow || prior == 0 {
+		return prior
+	}
+	best, least := prior, math.Inf(1)
+	for _, factor := range []float64{1, 0.5, 2, 0.25, 0.125} {
+		b.Step.Shadow = prior * factor
+		fit, err := Fit(b, 0, s.observations(b.Step))
+		if err == nil && fit.Error < clearly*least {
+			best, least = b.Step.Shadow, fit.Error
+		}
+	}
+	return best
 }
 
 // pace is the median of measured over believed step times, 1 when that is
