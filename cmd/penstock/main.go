@@ -20,6 +20,7 @@ type cli struct {
 	Gateway  gatewayCmd  `cmd:"" help:"Serve real engines."`
 	Engine   engineCmd   `cmd:"" help:"Run one simulated engine alone."`
 	Bench    benchCmd    `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
+	Profile  profileCmd  `cmd:"" help:"Find out how fast a live server is, and write it down for its siblings."`
 	Simulate simulateCmd `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
 	Explain  explainCmd  `cmd:"" help:"Tell why a request went where it did, and what happened."`
 	Status   statusCmd   `cmd:"" help:"Show the pools and endpoints of a running gateway."`

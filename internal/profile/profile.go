@@ -32,6 +32,10 @@ type Options struct {
 	// Known is a belief from an earlier profile of the same combination: one probe
 	// checks it and nothing is fitted.
 	Known *perf.Belief
+	// KnownError is the relative standard error of predictions that the profile
+	// states, 0.05 for 5 %; its parameters' own spreads say more than that, since
+	// they err together.
+	KnownError float64
 	Seed  uint64       // of the prompts; another one each time
 	Say   func(string) // takes one line of progress; must not be nil
 }

@@ -165,9 +165,6 @@ func TestKnownProfileTakesOneProbe(t *testing.T) {
 	if r.Fit.Step != known.Step {
 		t.Errorf("the check changed the belief: %+v", r.Fit.Step)
 	}
-	for j := range known.Spread {
-		known.Spread[j] = 0.01
-	}
 	known.Step = known.Step.Scale(1.5)
 	if r, _, err = profiled(t, o); err != nil || r.Check.Holds {
 		t.Errorf("a profile of another engine holds: %+v, %v", r.Check, err)

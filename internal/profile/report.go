@@ -2,6 +2,7 @@ package profile
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -139,11 +140,15 @@ func (r *run) report(took time.Duration) *Report {
 		Error: at.Error(), Pace: at.Pace, Stopped: string(r.stopped), Seconds: took.Seconds(), Notes: r.notes,
 		Fit: at.Fit, Limits: r.o.Stated.Merge(r.d.Limits()),
 	}
+	if was := r.survey.Prior.Step.Shadow; was > 0 && at.Prior.Shadow != was {
+		out.Notes = append(out.Notes, fmt.Sprintf("prompts take no longer than their first step up to %.0f tokens, not %.0f as the prior has it", at.Prior.Shadow, was))
+	}
 	for _, n := range r.rungs(out.Concurrency.Sequences) {
 		t, sigma := at.At(n)
 		out.Curve = append(out.Curve, CurvePoint{Streams: n, Ms: t * perMs, Plus: normal95 * sigma * perMs, TokensPerSec: float64(n) / t})
 	}
 	if r.o.Known != nil && len(out.Points) > 0 {
+		out.Error = r.o.KnownError
 		c := Check{Error: out.Points[0].Error, Most: max(checkOff, normal95*out.Error)}
 		c.Holds = math.Abs(c.Error) <= c.Most
 		out.Check = &c
