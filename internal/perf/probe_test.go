@@ -222,3 +222,28 @@ func TestConcurrencyAndWhatBindsIt(t *testing.T) {
 		}
 	}
 }
+
+// TestSurveyTellsTheShadow probes a mixture of experts that computes prompts four
+// times as slowly as believed: far fewer tokens hide behind its weights.
+func TestSurveyTellsTheShadow(t *testing.T) {
+	m, _ := catalog.FindModel("Qwen/Qwen3-30B-A3B")
+	a, _ := catalog.FindAccelerator("H200")
+	prior := Prior(catalog.Serving{Shape: m, Accelerator: a})
+	truth := prior.Step
+	truth.PerPrompt *= 4
+	truth.Shadow /= 4
+	s := survey(prior)
+	s.run(truth, 0.02)
+	at := s.Outlook()
+	if at.Prior.Shadow != truth.Shadow {
+		t.Errorf("shadow of %.0f tokens, want %.0f", at.Prior.Shadow, truth.Shadow)
+	}
+	lone := Measurement{Probe: Probe{Streams: 1}, Prompt: s.Goal.Input}
+	got, _ := at.Fit.Step.Expect(lone, s.Limits)
+	if want, _ := truth.Expect(lone, s.Limits); math.Abs(got/want-1) > 0.1 {
+		t.Errorf("TTFT %.4f s, want %.4f", got, want)
+	}
+	if short, one := truth.prefill(&Load{}, 64, 0), truth.Time(Work{Prompt: 64}); short < truth.Experts/2 || short > one {
+		t.Errorf("64 prompt tokens take %.4f s, as if they touched no experts", short)
+	}
+}

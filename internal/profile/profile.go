@@ -36,8 +36,8 @@ type Options struct {
 	// states, 0.05 for 5 %; its parameters' own spreads say more than that, since
 	// they err together.
 	KnownError float64
-	Seed  uint64       // of the prompts; another one each time
-	Say   func(string) // takes one line of progress; must not be nil
+	Seed       uint64       // of the prompts; another one each time
+	Say        func(string) // takes one line of progress; must not be nil
 }
 
 // ErrLoaded says that the server has other things to do.
@@ -65,7 +65,7 @@ func Run(ctx context.Context, client *engine.Client, d engine.Description, o Opt
 	defer cancel()
 	r := &run{
 		client: client, d: d, o: o, begun: begun,
-		asker: asker{client: client, base: o.URL, model: d.Model.ID, dialect: d.Dialect, rand: rand.New(rand.NewPCG(o.Seed, 1))}, //nolint:gosec // prompts are no secrets
+		asker: asker{client: client, base: o.URL, model: d.Model.ID, dialect: d.Dialect, rand: newRand(o.Seed)},
 	}
 	r.limits = r.merge()
 	r.survey = perf.Survey{Limits: r.limits, Goal: o.Goal}
@@ -93,6 +93,9 @@ func Run(ctx context.Context, client *engine.Client, d engine.Description, o Opt
 	}
 	return r.report(time.Since(begun)), err
 }
+
+// newRand is what prompts are made with: they are new, not secret.
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
 // run is one profiling under way.
 type run struct {
