@@ -10,7 +10,7 @@ import (
 
 // told is an answer whose tokens came at these milliseconds after it was asked
 // for, so many milliseconds after the first was.
-func told(late int, output int, at ...int) *answer {
+func told(late, output int, at ...int) *answer {
 	r := &answer{started: time.Unix(0, 0).Add(time.Duration(late) * time.Millisecond), prompt: 100, output: output}
 	for _, ms := range at {
 		r.tokens = append(r.tokens, time.Duration(ms)*time.Millisecond)
