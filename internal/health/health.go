@@ -73,6 +73,7 @@ const errorHalfLife = 10
 type Book struct {
 	config Config
 	slots  []slot
+	sick   int // slots that want a probe, now or later
 }
 
 type slot struct {
@@ -95,8 +96,9 @@ func (b *Book) SetConfig(c Config) { b.config = c }
 // Add makes slot i healthy with no history.
 func (b *Book) Add(i int) {
 	for len(b.slots) <= i {
-		b.slots = append(b.slots, slot{})
+		b.slots = append(b.slots, slot{next: fleet.Never})
 	}
+	b.setNext(&b.slots[i], fleet.Never)
 	b.slots[i] = slot{
 		present: true, next: fleet.Never,
 		good: stat.Rate{HalfLife: errorHalfLife}, bad: stat.Rate{HalfLife: errorHalfLife},
@@ -104,7 +106,20 @@ func (b *Book) Add(i int) {
 }
 
 // Remove forgets slot i.
-func (b *Book) Remove(i int) { b.slots[i] = slot{next: fleet.Never} }
+func (b *Book) Remove(i int) {
+	b.setNext(&b.slots[i], fleet.Never)
+	b.slots[i] = slot{next: fleet.Never}
+}
+
+// setNext changes when a slot's next probe is due.
+func (b *Book) setNext(s *slot, at fleet.Time) {
+	if s.next != fleet.Never {
+		b.sick--
+	}
+	if s.next = at; at != fleet.Never {
+		b.sick++
+	}
+}
 
 // State returns slot i's fitness.
 func (b *Book) State(i int) State { return b.slots[i].state }
@@ -115,6 +130,18 @@ func (b *Book) NextProbe(i int) fleet.Time {
 		return fleet.Never
 	}
 	return b.slots[i].next
+}
+
+// NextOfAll returns when the first probe of any slot is wanted, Never when none is.
+func (b *Book) NextOfAll() fleet.Time {
+	at := fleet.Never
+	if b.sick == 0 {
+		return at
+	}
+	for i := range b.slots {
+		at = min(at, b.NextProbe(i))
+	}
+	return at
 }
 
 // Success records an attempt that ended well. It reports whether the state
@@ -133,7 +160,8 @@ func (b *Book) Alive(i int) bool {
 	if s.state != Trial {
 		return false
 	}
-	s.state, s.wait, s.next = Healthy, 0, fleet.Never
+	s.state, s.wait = Healthy, 0
+	b.setNext(s, fleet.Never)
 	// What went wrong before the ejection must not eject it again at once.
 	s.bad = stat.Rate{HalfLife: errorHalfLife}
 	return true
@@ -186,7 +214,7 @@ func (b *Book) mayEject() bool {
 func (b *Book) eject(now fleet.Time, s *slot) {
 	s.state = Ejected
 	s.wait = min(max(s.wait*3/2, b.config.ProbeFirst), b.config.ProbeMax)
-	s.next = now.Add(s.wait)
+	b.setNext(s, now.Add(s.wait))
 }
 
 // Due reports whether slot i's probe is due and, if so, marks it as out. Every
@@ -208,10 +236,11 @@ func (b *Book) Probed(now fleet.Time, i int, ok bool) bool {
 		return false
 	}
 	if ok {
-		s.state, s.row, s.next = Trial, 0, fleet.Never
+		s.state, s.row = Trial, 0
+		b.setNext(s, fleet.Never)
 		return true
 	}
 	s.wait = min(s.wait*3/2, b.config.ProbeMax)
-	s.next = now.Add(s.wait)
+	b.setNext(s, now.Add(s.wait))
 	return false
 }

@@ -125,10 +125,13 @@ func (s *slot) refresh() {
 }
 
 // Step returns what is believed of a slot's step times now, zero when unknown.
-func (b *Book) Step(i int) Step {
+func (b *Book) Step(i int) Step { return *b.StepAt(i) }
+
+// StepAt is Step without a copy: valid until the book is used again.
+func (b *Book) StepAt(i int) *Step {
 	s := &b.slots[i]
 	s.refresh()
-	return s.step
+	return &s.step
 }
 
 // Load sets l to what a request sent now would meet at a slot; others is the number
@@ -156,7 +159,12 @@ func (b *Book) Backlog(i int) (backlog, active fleet.Tokens) {
 }
 
 func (s *slot) pass(now fleet.Time) {
-	step := s.believed()
+	s.refresh()
+	if s.step.Known() {
+		s.meter.pass(now, &s.step)
+		return
+	}
+	step := s.class.guess()
 	s.meter.pass(now, &step)
 }
 

@@ -94,7 +94,7 @@ func (m *meter) pass(now fleet.Time, s *Step) {
 	m.totals.seqs += n * dt
 	m.totals.kv += m.context * dt
 	if m.decoding > 0 {
-		steps := dt * (1 - prefillShare(m.prefill)) / max(s.Time(Work{Seqs: n, KV: m.context}), 1e-5)
+		steps := dt * (1 - prefillShare(m.prefill)) / max(s.time(&Work{Seqs: n, KV: m.context}), 1e-5)
 		m.clock += steps
 		m.context += n * steps
 	}

@@ -55,7 +55,10 @@ type Work struct {
 }
 
 // Time returns the duration of a step in seconds.
-func (s Step) Time(w Work) float64 {
+func (s Step) Time(w Work) float64 { return s.time(&w) }
+
+// time is Time without copies.
+func (s *Step) time(w *Work) float64 {
 	t := s.Base + s.PerSeq*w.Seqs + s.PerKV*w.KV + s.PerPrompt*w.Prompt + s.PerPair*w.Pairs
 	if s.Experts > 0 {
 		t += s.Experts * s.touched(w.Seqs+w.Prompt)
@@ -64,6 +67,6 @@ func (s Step) Time(w Work) float64 {
 }
 
 // touched returns the share of the experts that a step of so many tokens reads.
-func (s Step) touched(tokens float64) float64 {
+func (s *Step) touched(tokens float64) float64 {
 	return -math.Expm1(tokens * math.Log1p(-s.Touch))
 }

@@ -72,7 +72,7 @@ func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		// The first of them is part done; those behind it have not begun.
 		ahead -= min(l.Elapsed.Seconds(), ahead/float64(l.Ahead))
 	} else if l.Decoding > 0 {
-		step := s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
+		step := s.time(&Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
 		under, _ := s.under(l, step)
 		ahead = under * step
 	}
@@ -114,7 +114,7 @@ func (s *Step) prefill(l *Load, prompt, pairs float64) float64 {
 	each, seqs := prompt/steps, float64(l.Decoding)
 	// Prompt tokens in the shadow touch experts like others.
 	dark := each - s.lit(each, seqs)
-	return steps * (s.Time(Work{Seqs: seqs, KV: float64(l.Active), Prompt: each, Pairs: pairs / steps}) - s.PerPrompt*dark)
+	return steps * (s.time(&Work{Seqs: seqs, KV: float64(l.Active), Prompt: each, Pairs: pairs / steps}) - s.PerPrompt*dark)
 }
 
 // lit returns how many of a step's prompt tokens add to its time beside so many
@@ -140,7 +140,7 @@ func (s *Step) admission(l *Load, prompt fleet.Tokens) float64 {
 	if short <= 0 {
 		return 0
 	}
-	life := max(l.Output, 1) * s.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
+	life := max(l.Output, 1) * s.time(&Work{Seqs: float64(l.Decoding), KV: float64(l.Active)})
 	// Sequences of one length that began at different times end evenly over a life.
 	return min(short, 1) * life
 }
@@ -153,9 +153,14 @@ func (s *Step) PerToken(l *Load, context fleet.Tokens, output float64) float64 {
 	if !s.Known() {
 		return 0
 	}
-	t := s.Time(Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active+context) + output/2})
-	meets := -math.Expm1(-l.Arrivals * output * t)
-	return t / (1 - prefillShare(l.Prefill)*meets)
+	t := s.time(&Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active+context) + output/2})
+	share := prefillShare(l.Prefill)
+	if share == 0 {
+		return t
+	}
+	// Expm1 would be as exact for rates that are nothing, and takes three times as long.
+	meets := 1 - math.Exp(-l.Arrivals*output*t)
+	return t / (1 - share*meets)
 }
 
 // prefillShare bounds a share of time that prompts take.

@@ -36,6 +36,7 @@ type Brain struct {
 	query   route.Query
 	plan    route.Plan
 	depth   []int32
+	order   []int // scratch of rank
 	verdict []fleet.Verdict
 	// adapterKnown says that some endpoint has told that it has the adapter of the
 	// request being judged.
@@ -125,13 +126,7 @@ func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
 
 // Wake returns when Step(now, Tick) is due next, Never if nothing is pending.
 func (b *Brain) Wake() fleet.Time {
-	at := b.deps.Queue.Deadline()
-	for i := range b.endpoints {
-		if b.endpoints[i].present {
-			at = min(at, b.deps.Health.NextProbe(i))
-		}
-	}
-	return at
+	return min(b.deps.Queue.Deadline(), b.deps.Health.NextOfAll())
 }
 
 // Tally returns the counts so far.

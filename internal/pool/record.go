@@ -1,9 +1,8 @@
 package pool
 
 import (
-	"cmp"
 	"math"
-	"slices"
+	"time"
 
 	"penstock.dev/penstock/internal/fleet"
 )
@@ -34,10 +33,8 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	if present > keep {
 		keep = fleet.BestCandidates
 	}
-	for i := range b.endpoints {
-		if b.endpoints[i].present {
-			b.recordCandidate(d, i, r, keep)
-		}
+	for _, i := range b.rank(keep) {
+		d.Candidates = append(d.Candidates, b.candidate(i, r))
 	}
 	if len(d.Candidates) > 1 && d.Candidates[1].Verdict == fleet.Eligible && !math.IsNaN(d.Candidates[1].Score) {
 		d.RunnerUp = d.Candidates[1].Endpoint
@@ -46,14 +43,31 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	return d
 }
 
-// recordCandidate inserts slot i into the record's list, which stays sorted and
-// at most keep long.
-func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) {
-	if len(d.Candidates) == keep && i != b.plan.Chosen {
-		if last := &d.Candidates[keep-1]; b.verdict[i] != fleet.Eligible || b.plan.Score[i] <= last.Score {
-			return // most of a large pool
+// rank returns the slots that the record shows, the best keep of those present.
+func (b *Brain) rank(keep int) []int {
+	order := b.order[:0]
+	for i := range b.endpoints {
+		if !b.endpoints[i].present {
+			continue
 		}
+		if len(order) == keep {
+			if b.better(order[keep-1], i) {
+				continue // most of a large pool
+			}
+			order = order[:keep-1]
+		}
+		at := len(order)
+		for order = append(order, i); at > 0 && b.better(i, order[at-1]); at-- {
+			order[at] = order[at-1]
+		}
+		order[at] = i
 	}
+	b.order = order
+	return order
+}
+
+// candidate is what the record says of slot i.
+func (b *Brain) candidate(i int, r *request) fleet.Candidate {
 	c := fleet.Candidate{
 		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Backlog: b.view.Backlog[i],
 		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i], Adapter: b.view.Adapter[i],
@@ -61,17 +75,13 @@ func (b *Brain) recordCandidate(d *fleet.Decision, i int, r *request, keep int) 
 	if c.Verdict == fleet.Eligible {
 		c.Score = b.plan.Score[i]
 	}
-	at, _ := slices.BinarySearchFunc(d.Candidates, c, func(x, y fleet.Candidate) int { return better(d.Chosen, x, y) })
-	if at >= keep {
-		return
-	}
-	c.TTFT = b.view.Step[i].TTFT(b.view.Load[i], c.Matched, r.Prompt-c.Matched)
-	c.TPOT = b.view.Step[i].TPOT(b.view.Load[i], r.Prompt, b.query.Output)
-	if len(d.Candidates) == keep {
-		d.Candidates = d.Candidates[:keep-1]
-	}
-	d.Candidates = slices.Insert(d.Candidates, at, c)
+	step, load := &b.view.Step[i], &b.view.Load[i]
+	c.TTFT = seconds(step.FirstToken(load, c.Matched, r.Prompt-c.Matched))
+	c.TPOT = seconds(step.PerToken(load, r.Prompt, float64(b.query.Output)))
+	return c
 }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // The ranks of candidates in a record.
 const (
@@ -81,25 +91,27 @@ const (
 	ruledOut
 )
 
-// better orders candidates for the record: by rank, the scored ones by falling
-// score and the others by id.
-func better(chosen fleet.EndpointID, x, y fleet.Candidate) int {
-	rank := func(c fleet.Candidate) int {
-		switch {
-		case c.Endpoint == chosen:
-			return chosenOne
-		case c.Verdict == fleet.Eligible && !math.IsNaN(c.Score):
-			return scored
-		case c.Verdict == fleet.Eligible:
-			return unseen
-		}
-		return ruledOut
+// better orders slots for the record: by rank, the scored ones by falling score
+// and the others by id.
+func (b *Brain) better(i, k int) bool {
+	x, y := b.rankOf(i), b.rankOf(k)
+	if x != y {
+		return x < y
 	}
-	if o := cmp.Compare(rank(x), rank(y)); o != 0 {
-		return o
+	if x == scored && b.plan.Score[i] != b.plan.Score[k] {
+		return b.plan.Score[i] > b.plan.Score[k]
 	}
-	if o := cmp.Compare(y.Score, x.Score); o != 0 && rank(x) == scored {
-		return o
+	return b.view.ID[i] < b.view.ID[k]
+}
+
+func (b *Brain) rankOf(i int) int {
+	switch {
+	case i == b.plan.Chosen:
+		return chosenOne
+	case b.verdict[i] == fleet.Eligible && !math.IsNaN(b.plan.Score[i]):
+		return scored
+	case b.verdict[i] == fleet.Eligible:
+		return unseen
 	}
-	return cmp.Compare(x.Endpoint, y.Endpoint)
+	return ruledOut
 }

@@ -332,7 +332,7 @@ func (b *Brain) look(r *request) {
 			v.InFlight[i] += e.external
 		}
 		b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage, &v.Load[i])
-		v.Step[i] = b.deps.Perf.Step(i)
+		v.Step[i] = *b.deps.Perf.StepAt(i)
 	}
 }
 

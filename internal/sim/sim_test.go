@@ -2,7 +2,6 @@ package sim
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"reflect"
 	"testing"
@@ -224,20 +223,5 @@ func TestHeapOrdersByTimeKindAndForesight(t *testing.T) {
 			t.Fatalf("%+v after %+v", e, last)
 		}
 		last = e
-	}
-}
-
-// BenchmarkRequest is the cost of one simulated request, everything included.
-func BenchmarkRequest(b *testing.B) {
-	for _, n := range []int{8, 64} {
-		b.Run(fmt.Sprintf("replicas=%d", n), func(b *testing.B) {
-			requests := 0
-			for b.Loop() {
-				a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: 0.4 * float64(n), Duration: time.Minute}}, 0, stat.NewRand(1, "a"))
-				w := workload.Random{Input: workload.Fixed(12_000), Output: workload.Fixed(343)}
-				requests += mustRun(b, qwen(b, n, "prefix-affinity"), w.Source(a, 1)).Done
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(requests), "ns/request")
-		})
 	}
 }
