@@ -26,7 +26,7 @@ type profileCmd struct {
 	KeyEnv      string `placeholder:"NAME" help:"Environment variable with the server's key."`
 	AllowRemote bool   `help:"Let --target be another machine than this one."`
 
-	Accelerator string `placeholder:"NAME" help:"What it runs on, as the catalogue calls it; without it nothing is assumed."`
+	Accelerator string `placeholder:"NAME" help:"What it runs on, as the catalogue calls it; without it the prior is a guess."`
 	TP          int    `name:"tp" placeholder:"N" help:"Devices that share each matrix (default: what the server says, else 1)."`
 	PP          int    `name:"pp" placeholder:"N" help:"Stages of layers (default: what the server says, else 1)."`
 	DP          int    `name:"dp" placeholder:"N" help:"Ranks with attention and KV of their own (default: what the server says, else 1)."`
@@ -159,7 +159,11 @@ func (c *profileCmd) assume(d *engine.Description, o *profile.Options) (config.P
 	say("model shape", cmp.Or(shape.Name, "unknown"), source)
 	var a catalog.Accelerator
 	if c.Accelerator == "" {
-		say("accelerator", "unknown", "--accelerator is not given: there is no prior")
+		o.StandIn = true
+		if a, err = catalog.FindAccelerator(""); err != nil {
+			return key, err
+		}
+		say("accelerator", "unknown", "--accelerator is not given: "+a.Name+" stands in, as a guess")
 	} else if a, err = catalog.FindAccelerator(c.Accelerator); err != nil {
 		return key, fmt.Errorf("--%w", err)
 	} else {
@@ -205,10 +209,13 @@ func (c *profileCmd) serving(key *config.ProfileKey, shape catalog.Shape, a cata
 	if s.KV, err = catalog.ParsePrecision(c.KV); err != nil {
 		return fmt.Errorf("--kv: %w", err)
 	}
-	if shape.Layers == 0 || a.Memory == 0 {
+	if shape.Layers == 0 {
 		return nil
 	}
 	if err := s.Validate(); err != nil {
+		if o.StandIn {
+			return nil // the real one is larger
+		}
 		return err
 	}
 	s = s.Normal()
@@ -287,6 +294,8 @@ func (c *profileCmd) write(s streams, r *profile.Report) error {
 // off, and returns what went wrong.
 func (c *profileCmd) finish(s streams, r *profile.Report, key config.ProfileKey, err error) error {
 	switch {
+	case errors.Is(err, context.Canceled):
+		return exitError(1) // the report says it
 	case err != nil:
 		return err
 	case r.Check != nil && !r.Check.Holds:

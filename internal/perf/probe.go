@@ -87,6 +87,18 @@ const (
 	worthAsking  = 0.98 // of the error, what must be left at most for a probe to be worth its time
 )
 
+// Doubted returns the belief as what it is where it was made for something else: a
+// guess.
+func (b Belief) Doubted() Belief {
+	for j, v := range b.Step.Vector() {
+		b.Spread[j] = 0
+		if v > 0 {
+			b.Spread[j] = guessSpread
+		}
+	}
+	return b
+}
+
 // Next returns the probe that shrinks the predicted errors at the goal most (the
 // sum of their squares: the largest alone would not see how two shrink in turn),
 // among those that the limits and the time allow, or why there is none. spent is
@@ -302,9 +314,7 @@ func (s *Survey) Outlook() Outlook {
 	if !b.Step.Known() {
 		b.Step = Guess()
 		b.Step.Shadow = b.Step.Base / b.Step.PerPrompt
-		for i := range b.Spread {
-			b.Spread[i] = guessSpread
-		}
+		b = b.Doubted()
 	}
 	at := Outlook{survey: s, Pace: s.pace(b.Step)}
 	if at.Pace != 1 {

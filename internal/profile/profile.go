@@ -24,6 +24,9 @@ type Options struct {
 	// Serving is the way of serving as the catalogue has it; nil when the model or
 	// the accelerator is not known, and then there is no prior.
 	Serving *catalog.Serving
+	// StandIn says that the accelerator of Serving is not that of the server: what
+	// follows is a guess, and nothing follows for its memory.
+	StandIn bool
 	// Assumed says of Serving what was taken from where; it goes into the report.
 	Assumed []Assumption
 	Stated  fleet.Limits // limits that the user states; they win over the server's
@@ -74,6 +77,9 @@ func Run(ctx context.Context, client *engine.Client, d engine.Description, o Opt
 		r.survey.Prior = *o.Known
 	case o.Serving != nil:
 		r.survey.Prior = perf.Prior(*o.Serving)
+		if o.StandIn {
+			r.survey.Prior = r.survey.Prior.Doubted()
+		}
 	}
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
@@ -119,7 +125,7 @@ func (r *run) note(format string, args ...any) {
 // cache what the data sheet leaves room for.
 func (r *run) merge() fleet.Limits {
 	l := r.o.Stated.Merge(r.d.Limits())
-	if l.KVTokens == 0 && r.o.Serving != nil {
+	if l.KVTokens == 0 && r.o.Serving != nil && !r.o.StandIn {
 		l.KVTokens = fleet.Tokens(r.o.Serving.KVTokens())
 	}
 	return l
