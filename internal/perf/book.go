@@ -161,11 +161,11 @@ func (b *Book) Backlog(i int) (backlog, active fleet.Tokens) {
 func (s *slot) pass(now fleet.Time) {
 	s.refresh()
 	if s.step.Known() {
-		s.meter.pass(now, &s.step)
+		s.meter.pass(now, &s.step, &s.class.fading)
 		return
 	}
 	step := s.class.guess()
-	s.meter.pass(now, &step)
+	s.meter.pass(now, &step, &s.class.fading)
 }
 
 // believed is the slot's step, or a guess while it is unknown.

@@ -44,6 +44,7 @@ type class struct {
 
 	up, down float64 // CUSUM of normalised residuals (Page, 1954)
 	drifts   int
+	fading   fading
 }
 
 // bucket sums up lessons of one kind in units of scale: information and

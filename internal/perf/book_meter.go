@@ -83,8 +83,12 @@ type prefill struct {
 	joint    bool    // another got its first token in the same step
 }
 
+// fading is what is left of an average after a time, kept since most endpoints of a
+// pool were last looked at together.
+type fading struct{ dt, share float64 }
+
 // pass lets the meter run on to now under the believed step.
-func (m *meter) pass(now fleet.Time, s *Step) {
+func (m *meter) pass(now fleet.Time, s *Step, f *fading) {
 	dt := now.Sub(m.now).Seconds()
 	if dt <= 0 {
 		return
@@ -98,10 +102,13 @@ func (m *meter) pass(now fleet.Time, s *Step) {
 		m.clock += steps
 		m.context += n * steps
 	}
-	fade := 1 - dt/prefillWindow.Seconds()
-	if dt > shortPass {
-		fade = math.Exp(-dt / prefillWindow.Seconds())
+	if dt != f.dt {
+		f.dt, f.share = dt, 1-dt/prefillWindow.Seconds()
+		if dt > shortPass {
+			f.share = math.Exp(-dt / prefillWindow.Seconds())
+		}
 	}
+	fade := f.share
 	m.prefill *= fade
 	m.arrivals *= fade
 }

@@ -114,19 +114,22 @@ func (b *Brain) freeSlot() int {
 	return len(b.endpoints) - 1
 }
 
-// grow makes the per-slot arrays of a decision n long.
+// grow makes the per-slot arrays of a decision n long, no shorter than they are.
 func (b *Brain) grow(n int) {
 	v := &b.view
-	v.ID, v.InFlight = make([]fleet.EndpointID, n), make([]int, n)
-	v.Backlog, v.Active = make([]fleet.Tokens, n), make([]fleet.Tokens, n)
-	v.KVTokens, v.Cached, v.Matched = make([]fleet.Tokens, n), make([]fleet.Tokens, n), make([]fleet.Tokens, n)
-	v.Adapter = make([]fleet.AdapterFit, n)
-	v.Step, v.Load = make([]perf.Step, n), make([]perf.Load, n)
-	v.Gauges, v.SampleAge = make([]fleet.Gauges, n), make([]time.Duration, n)
-	b.plan.Score, b.shadow.plan.Score = make([]float64, n), make([]float64, n)
-	b.depth = make([]int32, n)
-	b.verdict = make([]fleet.Verdict, n)
+	v.ID, v.InFlight = grown(v.ID, n), grown(v.InFlight, n)
+	v.Backlog, v.Active = grown(v.Backlog, n), grown(v.Active, n)
+	v.KVTokens, v.Cached, v.Matched = grown(v.KVTokens, n), grown(v.Cached, n), grown(v.Matched, n)
+	v.Adapter = grown(v.Adapter, n)
+	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
+	v.Gauges, v.SampleAge = grown(v.Gauges, n), grown(v.SampleAge, n)
+	b.plan.Score, b.shadow.plan.Score = grown(b.plan.Score, n), grown(b.shadow.plan.Score, n)
+	b.depth = grown(b.depth, n)
+	b.verdict = grown(b.verdict, n)
 }
+
+// grown returns s with length n. Endpoints come one by one: it makes room ahead.
+func grown[T any](s []T, n int) []T { return append(s, make([]T, n-len(s))...) }
 
 // at returns the slot of an endpoint that ev's sender believed to have
 // generation gen, or false when that process is gone.

@@ -14,38 +14,43 @@ import (
 	"penstock.dev/penstock/internal/workload"
 )
 
-// conversations is a load for n replicas, near what they can do: the Mooncake
+// conversations makes loads for n replicas, near what they can do: the Mooncake
 // conversation trace where it is there, in as many copies as it takes, else
 // prompts and answers of such lengths.
-func conversations(b *testing.B, n, requests int) workload.Source {
+func conversations(b *testing.B) func(n, requests int) workload.Source {
 	b.Helper()
 	const each = 0.42 // requests per second and replica
 	f, err := os.Open(filepath.Join("..", "..", "..", "shared", "traces", "mooncake_conversation_trace.jsonl"))
 	if err != nil {
-		d := time.Duration(float64(requests) / (each * float64(n)) * 1e9)
-		a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: each * float64(n), Duration: d}}, 0, stat.NewRand(1, "a"))
 		lengths := func(mean, std float64, most int) workload.Dist {
 			return workload.Dist{Kind: workload.DistLogNormal, Mean: mean, Std: std, Min: 1, Max: most}
 		}
-		return workload.Random{Input: lengths(12_000, 17_000, 120_000), Output: lengths(343, 300, 2000)}.Source(a, 1)
+		return func(n, requests int) workload.Source {
+			d := time.Duration(float64(requests) / (each * float64(n)) * 1e9)
+			a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: each * float64(n), Duration: d}}, 0, stat.NewRand(1, "a"))
+			return workload.Random{Input: lengths(12_000, 17_000, 120_000), Output: lengths(343, 300, 2000)}.Source(a, 1)
+		}
 	}
 	defer f.Close()
 	trace, err := workload.ReadTrace(f, workload.FormatAuto)
 	if err != nil {
 		b.Fatal(err)
 	}
-	copies := max(int(math.Round(each*float64(n)/3.34)), 1)
-	speed := each * float64(n) / (3.34 * float64(copies)) // the trace has 3.34 requests per second
-	src, err := trace.Replay(workload.ReplayOptions{Speed: speed, Copies: copies, Seed: 1})
-	if err != nil {
-		b.Fatal(err)
+	const recorded = 3.34 // requests per second
+	return func(n, requests int) workload.Source {
+		copies := max(int(math.Round(each*float64(n)/recorded)), 1)
+		src, err := trace.Replay(workload.ReplayOptions{Speed: each * float64(n) / (recorded * float64(copies)), Copies: copies, Seed: 1})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return &workload.Limit{Source: src, Requests: requests}
 	}
-	return &workload.Limit{Source: src, Requests: requests}
 }
 
 // BenchmarkSimulate is the cost of one simulated request, all included, under
 // predictive with an SLO. Bytes are what is allocated, not what is kept.
 func BenchmarkSimulate(b *testing.B) {
+	loads := conversations(b)
 	for _, n := range []int{8, 64, 512, 4096} {
 		b.Run(fmt.Sprintf("replicas=%d", n), func(b *testing.B) {
 			c := qwen(b, n, "predictive")
@@ -54,16 +59,19 @@ func BenchmarkSimulate(b *testing.B) {
 				c.Replicas[i].Variant = 1
 				c.Replicas[i].Step = perf.Step{Base: 13e-3, PerSeq: 20e-6, PerKV: 46e-9, PerPrompt: 52e-6, PerPair: 3e-10}
 			}
-			requests := 0
+			requests, bytes := 0, uint64(0)
 			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			b.ResetTimer()
 			for b.Loop() {
-				requests += mustRun(b, c, conversations(b, n, max(8000, 4*n))).Arrived
+				b.StopTimer()
+				load := loads(n, max(8000, 4*n))
+				runtime.ReadMemStats(&before)
+				b.StartTimer()
+				requests += mustRun(b, c, load).Arrived
+				runtime.ReadMemStats(&after)
+				bytes += after.TotalAlloc - before.TotalAlloc
 			}
-			runtime.ReadMemStats(&after)
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(requests), "ns/request")
-			b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/float64(requests), "B/request")
+			b.ReportMetric(float64(bytes)/float64(requests), "B/request")
 			b.ReportMetric(float64(requests)/b.Elapsed().Seconds(), "requests/s")
 		})
 	}

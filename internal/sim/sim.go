@@ -303,12 +303,3 @@ func appendChain[K ~uint64](keys []K, prompt []workload.Segment, block int) []K 
 	}
 	return keys
 }
-
-// chainOf returns the keys that engines know a prompt's blocks by.
-func chainOf(prompt []workload.Segment) []uint64 {
-	tokens := 0
-	for _, s := range prompt {
-		tokens += s.Tokens
-	}
-	return appendChain(make([]uint64, 0, tokens/int(enginesim.BlockTokens)), prompt, int(enginesim.BlockTokens))
-}

@@ -4,6 +4,7 @@ import (
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/stat"
 )
 
 // act carries out one action of gateway g's brain.
@@ -50,10 +51,21 @@ func (r *run) dispatch(q *request, k, attempt int, d *fleet.Decision) {
 	r.collect(k, at)
 }
 
-// engineChain returns the keys that engines know the prompt's blocks by.
+// engineChain returns the keys that engines know the blocks of the prompt by, and
+// those of the answer, which nobody else has.
 func (q *request) engineChain() []uint64 {
-	if q.chain == nil {
-		q.chain = chainOf(q.Prompt)
+	if q.chain != nil {
+		return q.chain
+	}
+	blocks := (max(q.Input, 1) + max(q.Output, 1)) / int(enginesim.BlockTokens)
+	q.chain = appendChain(make([]uint64, 0, blocks), q.Prompt, int(enginesim.BlockTokens))
+	own, last := stat.Mix64(uint64(q.index)+0xa45e7), uint64(0)
+	if n := len(q.chain); n > 0 {
+		last = q.chain[n-1]
+	}
+	for len(q.chain) < blocks {
+		last = stat.Mix64(last ^ own)
+		q.chain = append(q.chain, last)
 	}
 	return q.chain
 }
