@@ -170,7 +170,7 @@ func TestUpExplainsARequestAndItsJournalReplays(t *testing.T) {
 			t.Fatalf("bench: %d\n%s%s", code, out, errs)
 		}
 		code, out, _ = penstock(t, "explain", "last", "--admin", admin)
-		if code != 0 || !regexp.MustCompile(`prefix-affinity chose sim-\d over sim-\d`).MatchString(out) || !strings.Contains(out, "predicted TTFT") {
+		if code != 0 || !regexp.MustCompile(`predictive chose sim-\d over sim-\d`).MatchString(out) || !strings.Contains(out, "predicted TTFT") {
 			t.Errorf("explain names no runner-up:\n%s", out)
 		}
 		if _, out, _ := penstock(t, "explain", "last", "--json", "--admin", admin); !strings.Contains(out, `"runnerUp"`) {

@@ -152,7 +152,7 @@ func TestSimulateAsksWhatAnotherPolicyWouldHaveDone(t *testing.T) {
 		}
 	})
 	code, out, errs := penstock(t, "simulate", "--cache", "off", "--journal", journal, "--policy", "prefix-affinity,round-robin", "--seeds", "2")
-	for _, want := range []string{"as recorded (prefix-affinity)", "round-robin", "load 1: 60 requests a run", "2 replicas"} {
+	for _, want := range []string{"as recorded (predictive)", "round-robin", "load 1: 60 requests a run", "2 replicas"} {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("exit %d, no %q:\n%s%s", code, want, out, errs)
 		}

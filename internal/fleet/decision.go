@@ -17,13 +17,14 @@ const (
 	OutRole             // serves another phase
 	OutOwner            // another endpoint holds what this request continues
 	OutAdapter          // does not have the adapter the request names
+	OutLong             // cannot hold so long a request, and another can
 	verdicts
 )
 
 // Verdicts is the number of verdicts, for tables indexed by one.
 const Verdicts = int(verdicts)
 
-var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner", "adapter"}
+var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner", "adapter", "too-long"}
 
 // String returns the verdict's name.
 func (v Verdict) String() string { return nameOf(verdictNames[:], int(v)) }

@@ -143,6 +143,7 @@ func (b *Book) Load(now fleet.Time, i, others int, usage float64, l *Load) {
 	s.pass(now)
 	s.meter.load(others, l)
 	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
+	l.TTFTSpread, l.TPOTSpread = math.Sqrt(float64(s.class.ttftSpread)), math.Sqrt(float64(s.class.tpotSpread))
 	if usage >= 0 {
 		l.Held = fleet.Tokens(usage * float64(l.KVTokens))
 	}
@@ -211,6 +212,7 @@ func (b *Book) First(now fleet.Time, j *Job) {
 	s.pass(now)
 	if j.ttft > 0 {
 		s.ttft.add(j.ttft, now.Sub(j.sent).Seconds())
+		s.class.ttftSpread.add(j.ttft, now.Sub(j.sent).Seconds())
 	}
 	s.timePrefill(now, j)
 	s.meter.arrived(j)
@@ -275,6 +277,7 @@ func (s *slot) timeDecode(now fleet.Time, j *Job, output fleet.Tokens) {
 	}
 	if j.tpot > 0 {
 		s.tpot.add(j.tpot, span/steps)
+		s.class.tpotSpread.add(j.tpot, span/steps)
 	}
 	m := &s.meter
 	n, kv := (m.totals.seqs-j.at.seqs)/span, (m.totals.kv-j.at.kv)/span
@@ -402,6 +405,24 @@ func (b *Book) midFactor(c *class) float64 {
 	}
 	slices.SortFunc(all, cmp.Compare)
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
+}
+
+// spread is the variance of the logarithm of measured over predicted times.
+type spread float64
+
+const (
+	spreadWeight = 0.02  // of one comparison
+	leastSpread  = 0.004 // 6 %: no prediction is better for long
+	mostSpread   = 1
+)
+
+func (v *spread) add(predicted, measured float64) {
+	if predicted <= 0 || measured <= 0 {
+		return
+	}
+	e := math.Log(measured / predicted)
+	*v += spreadWeight * (spread(min(e*e, mostSpread)) - *v)
+	*v = min(max(*v, leastSpread), mostSpread)
 }
 
 // errorRing holds the latest relative errors of predictions.

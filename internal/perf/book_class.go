@@ -6,6 +6,8 @@ import "math"
 const (
 	weakSpread   = 2.0  // of a parameter nothing is known of, relative to the guess
 	firstNoise   = 0.15 // of one lesson, before its spread has been seen
+	firstTTFT    = 0.35 // of times to first token around predictions, before any is compared
+	firstTPOT    = 0.15 // of times per token
 	leastNoise   = 0.03 // lessons are no better than this: they are averages over changing batches
 	mostNoise    = 0.6
 	noiseWeight  = 0.02 // of one lesson in the estimate of the noise
@@ -38,9 +40,11 @@ type class struct {
 	buckets [buckets]bucket
 	noise   float64 // variance of the logarithm of a lesson
 	lessons int
-	unfit   int // lessons since the last fit
-	version uint32
-	members int
+	// How far measured times spread around what was predicted.
+	ttftSpread, tpotSpread spread
+	unfit                  int // lessons since the last fit
+	version                uint32
+	members                int
 
 	up, down float64 // CUSUM of normalised residuals (Page, 1954)
 	drifts   int
@@ -73,7 +77,7 @@ func newClass(variant uint64, prior Step) *class {
 // setPrior makes the class start anew from a prior; a zero one is unknown.
 func (c *class) setPrior(prior Step) {
 	members := c.members
-	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, noise: firstNoise * firstNoise}
+	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, ttftSpread: firstTTFT * firstTTFT, tpotSpread: firstTPOT * firstTPOT, noise: firstNoise * firstNoise}
 	if !prior.Known() {
 		c.weak, prior = true, weakPrior
 		for i := range c.spread {

@@ -10,20 +10,22 @@ import (
 // Load is what a request would meet at an endpoint, as far as the gateway can
 // tell.
 type Load struct {
-	Decoding int           // sequences past their first token
-	Active   fleet.Tokens  // tokens of context those sequences hold
-	Ahead    int           // requests that wait for their first token
-	Backlog  fleet.Tokens  // their prompt tokens, not yet computed
-	Pairs    float64       // attention pairs of those tokens
-	Elapsed  time.Duration // how long the first of them has been computed on
-	Boundary time.Duration // since a step was last seen to end; 0 when none was
-	Prefill  float64       // share of the endpoint's time that prompts take, lately; may exceed 1
-	Arrivals float64       // prompts per second that come to be computed, lately
-	Output   float64       // output tokens a sequence there is expected to have; 0 unknown
-	Budget   fleet.Tokens  // tokens per step; 0 means DefaultBudget
-	MaxSeqs  int           // sequences per step; 0 unknown
-	KVTokens fleet.Tokens  // KV capacity; 0 unknown
-	Held     fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
+	Decoding   int           // sequences past their first token
+	Active     fleet.Tokens  // tokens of context those sequences hold
+	Ahead      int           // requests that wait for their first token
+	Backlog    fleet.Tokens  // their prompt tokens, not yet computed
+	Pairs      float64       // attention pairs of those tokens
+	Elapsed    time.Duration // how long the first of them has been computed on
+	Boundary   time.Duration // since a step was last seen to end; 0 when none was
+	Prefill    float64       // share of the endpoint's time that prompts take, lately; may exceed 1
+	Arrivals   float64       // prompts per second that come to be computed, lately
+	Output     float64       // output tokens a sequence there is expected to have; 0 unknown
+	Budget     fleet.Tokens  // tokens per step; 0 means DefaultBudget
+	MaxSeqs    int           // sequences per step; 0 unknown
+	KVTokens   fleet.Tokens  // KV capacity; 0 unknown
+	TTFTSpread float64       // standard deviation of the logarithm of measured over predicted times to first token
+	TPOTSpread float64       // the same of times per output token
+	Held       fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
 }
 
 // DefaultBudget is the token budget per step assumed when the engine does not
@@ -76,7 +78,7 @@ func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		under, _ := s.under(l, step)
 		ahead = under * step
 	}
-	return s.PerRequest + s.admission(l, uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+	return s.PerRequest + s.Admission(l, uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
 }
 
 // rhythm is how many steps after one was seen to end the next ends can still be
@@ -123,10 +125,10 @@ func (s *Step) lit(prompt, seqs float64) float64 {
 	return max(prompt-max(s.Shadow-seqs, 0), 0)
 }
 
-// admission returns the seconds until the engine has a seat and KV cache for one
+// Admission returns the seconds until the engine has a seat and KV cache for one
 // more request of so many tokens to compute: as long as the sequences there take
 // to end and free what is missing.
-func (s *Step) admission(l *Load, prompt fleet.Tokens) float64 {
+func (s *Step) Admission(l *Load, prompt fleet.Tokens) float64 {
 	if l.Decoding == 0 {
 		return 0
 	}

@@ -41,6 +41,7 @@ type Brain struct {
 	// adapterKnown says that some endpoint has told that it has the adapter of the
 	// request being judged.
 	adapterKnown bool
+	roomy        bool              // some endpoint is known to hold the request being judged
 	records      []*fleet.Decision // one per dispatch of the present step, reused by the next
 	used         int
 }
@@ -65,7 +66,7 @@ type request struct {
 	attempts int
 	slot     int // where it is dispatched; -1 while it waits
 	tried    []fleet.EndpointID
-	narrow   bool     // some endpoint did not have its adapter when last judged
+	narrow   bool     // some endpoint could never serve it, when last judged
 	job      perf.Job // its entry in the book of speeds while it is dispatched
 	failure  fleet.Failure
 }

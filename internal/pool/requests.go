@@ -204,13 +204,14 @@ func (b *Brain) judge(r *request) int {
 	b.query.Candidates = b.query.Candidates[:0]
 	r.narrow = false
 	b.adapterKnown = r.Adapter != fleet.NoAdapter && b.anyHas(r.Adapter)
+	b.roomy = b.anyHolds(r)
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
 		if !e.present {
 			continue
 		}
 		b.verdict[i] = b.verdictOn(i, e, r)
-		r.narrow = r.narrow || b.verdict[i] == fleet.OutAdapter
+		r.narrow = r.narrow || b.verdict[i] == fleet.OutAdapter || b.verdict[i] == fleet.OutLong
 		if b.verdict[i] == fleet.Eligible {
 			b.query.Candidates = append(b.query.Candidates, i)
 		}
@@ -229,6 +230,8 @@ func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 		return fleet.OutOwner
 	case b.lacks(e, r):
 		return fleet.OutAdapter
+	case b.roomy && e.tooSmall(r):
+		return fleet.OutLong
 	case slices.Contains(r.tried, e.Endpoint.Endpoint):
 		return fleet.OutTried
 	case state == health.Ejected:
@@ -239,6 +242,22 @@ func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 		return fleet.OutFull
 	}
 	return fleet.Eligible
+}
+
+// tooSmall reports whether r is longer than e can ever hold. The length is an
+// estimate: where nobody can hold it, the engine has the word.
+func (e *endpoint) tooSmall(r *request) bool {
+	return e.limits.KVTokens > 0 && r.Prompt >= e.limits.KVTokens || e.limits.MaxModelLen > 0 && r.Prompt >= e.limits.MaxModelLen
+}
+
+// anyHolds reports whether some endpoint is known to be able to hold r.
+func (b *Brain) anyHolds(r *request) bool {
+	for i := range b.endpoints {
+		if e := &b.endpoints[i]; e.present && e.limits.KVTokens > 0 && !e.tooSmall(r) {
+			return true
+		}
+	}
+	return false
 }
 
 // mayWait reports whether, by the last judge, some endpoint will have room

@@ -19,7 +19,7 @@ type Spec struct {
 func (s Spec) Equal(o Spec) bool { return s.Name == o.Name && maps.Equal(s.Weights, o.Weights) }
 
 // DefaultPolicy is the policy of a pool that names none.
-const DefaultPolicy = "prefix-affinity"
+const DefaultPolicy = "predictive"
 
 // catalogue is every policy by name.
 var catalogue = map[string]func(Spec) (Policy, error){
@@ -28,7 +28,7 @@ var catalogue = map[string]func(Spec) (Policy, error){
 	"least-request":   plain(func() Policy { return leastRequest{} }),
 	"p2c":             plain(func() Policy { return p2c{} }),
 	"prefix-affinity": plain(func() Policy { return prefixAffinity{} }),
-	"predictive":      plain(func() Policy { return predictive{} }),
+	"predictive":      plain(func() Policy { return &predictive{} }),
 	"weighted":        newWeighted,
 
 	// Rivals: what others route by, for comparison (docs/decisions/0012-rivals.md).

@@ -11,88 +11,115 @@ import (
 // predictive picks the endpoint where a request costs least, in seconds of
 // waiting, its own and that of others. The score is minus
 //
-//	own TTFT + output·TPOT                       what it waits for itself
-//	+ sequences·(prefill + output·longer steps)  what those decoding wait for it
-//	+ followers·prefill                          what those to come wait for it
-//	+ full·prefill                               computing again what it pushes out of the cache
-//	+ miss·(what missing the SLO weighs)
+//	own TTFT + output·TPOT                    what it waits for itself
+//	+ others·(work + output/2·longer steps)   what those who are there wait for it,
+//	                                          who on average are half done
+//	+ followers·work                          what those to come wait for it
+//	+ misses·allowed                          what missing the SLO weighs
 //
-// where miss is the chance that the request misses its SLO, plus the expected
-// number of others that miss theirs because of it. All times are predictions of
-// the learnt step times; output lengths are those of the tenant's past answers.
-// With an SLO, missing it weighs as much as all the time the SLO allows, so that
-// meeting it comes first.
-type predictive struct{}
+// work is the time to compute what is not cached of the prompt, and to compute
+// again, as often as it is found, what that pushes out of a full cache. misses is
+// the chance that the request misses its SLO, plus the number of others that are
+// expected to miss theirs because of it; missing it weighs as much as all the
+// time it allows, so that meeting it comes first. All times are predictions of
+// the learnt step times, with the spread that predictions are seen to have;
+// output lengths are those of the tenant's past answers.
+// docs/decisions/0014-predictive.md has what was tried and measured.
+type predictive struct {
+	asked, found float64 // prompt tokens, and those that some endpoint had cached, fading
+}
 
 const (
+	// leastSpread is the spread of measured about predicted times below which
+	// predictions are not trusted.
+	leastSpread = 0.06
+
+	// reuseMemory is over how many requests the reuse of prompts is averaged.
+	reuseMemory = 200
+
+	// mostReuse bounds what a cached token is worth: what is found very often would
+	// be computed again once, and then be there.
+	mostReuse = 4.0
+
 	// nearTie is the difference in cost, relative to the best, below which two
 	// endpoints are equals: what is smaller than the error of any prediction must
 	// not send every gateway to the same place.
 	nearTie = 0.01
 )
 
-func (predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
+func (p *predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
+	best := fleet.Tokens(0)
 	for _, c := range q.Candidates {
-		out.Score[c] = -cost(v, q, c)
+		best = max(best, v.Matched[c])
+	}
+	p.asked += (float64(q.Prompt) - p.asked) / reuseMemory
+	p.found += (float64(min(best, q.Prompt)) - p.found) / reuseMemory
+	reuse := min(p.found/max(p.asked-p.found, 1), mostReuse)
+	for _, c := range q.Candidates {
+		out.Score[c] = -cost(v, q, c, reuse)
 	}
 	pickNear(q, r, out)
 }
 
-// cost is the predicted cost of sending the request to c, in seconds.
-func cost(v *View, q *Query, c int) float64 {
+// bill is what a request is predicted to cost at one endpoint, in seconds.
+type bill struct {
+	s          *perf.Step
+	l          *perf.Load
+	uncached   float64 // prompt tokens
+	output     float64 // tokens
+	ttft, tpot float64
+	work       float64
+	others     float64 // requests that are there
+}
+
+// cost is the predicted cost of sending the request to c, in seconds; a token
+// computed is found again reuse times before it leaves a cache.
+func cost(v *View, q *Query, c int, reuse float64) float64 {
 	s, l := v.Step[c], &v.Load[c]
 	if !s.Known() {
 		s = perf.Guess()
 	}
 	cached := min(v.Matched[c], q.Prompt)
 	uncached := max(q.Prompt-cached, 1)
-	output := float64(max(q.Output, 1))
-	context := q.Prompt + q.Output/2
-
-	ttft := s.FirstToken(l, cached, uncached)
-	tpot := s.PerToken(l, q.Prompt, output)
-	prefill := s.Prompt(uncached, perf.Pairs(cached, uncached))
-	longer := s.PerSeq + s.PerKV*float64(context)
-	others := float64(l.Decoding + l.Ahead)
-
-	sec := ttft + output*tpot + others*(prefill+output*longer)
-	sec += perf.Followers(l) * prefill
-	sec += fullness(v, c, uncached) * prefill * (1 + others)
+	b := bill{s: &s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead)}
+	b.ttft = s.FirstToken(l, cached, uncached) + s.PerPrompt*adapterCost(v.Adapter[c])
+	b.tpot = s.PerToken(l, q.Prompt, b.output)
+	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + reuse*fullness(v, c, uncached))
+	longer := s.PerSeq + s.PerKV*(float64(q.Prompt)+b.output/2)
+	sec := b.ttft + b.output*b.tpot + b.others*(b.work+b.output/2*longer) + perf.Followers(l)*b.work
+	allowed := q.SLO.TTFT.Seconds() + b.output*q.SLO.TPOT.Seconds()
 	if q.SLO.TTFT > 0 {
-		target := q.SLO.TTFT.Seconds()
-		after := perf.Followers(l)
-		m := late(ttft/target) + after*(late((ttft+prefill)/target)-late(ttft/target))
-		sec += m * allowed(q)
+		sec += b.late(q.SLO.TTFT.Seconds()) * allowed
 	}
 	if q.SLO.TPOT > 0 {
-		target := q.SLO.TPOT.Seconds()
-		before := s.PerToken(l, 0, output)
-		after := tpot + prefill/output
-		sec += (slow(tpot/target) + others*(slow(after/target)-slow(before/target))) * allowed(q)
+		sec += b.slow(q.SLO.TPOT.Seconds()) * allowed
 	}
 	return sec
 }
 
-// allowed is the time that the SLO allows the whole answer, in seconds.
-func allowed(q *Query) float64 {
-	return q.SLO.TTFT.Seconds() + float64(max(q.Output, 1))*q.SLO.TPOT.Seconds()
+// late is the number of first tokens that are expected to miss a target, in
+// seconds, because of the request, its own included. One that is late for sure
+// counts the more the later it is, so that no request is given up.
+func (b *bill) late(target float64) float64 {
+	chance := over(b.ttft/target, b.l.TTFTSpread)
+	n := chance + max(b.ttft/target-1, 0)
+	n += perf.Followers(b.l) * (over((b.ttft+b.work)/target, b.l.TTFTSpread) - chance)
+	// Where the target is missed already, one more keeps it so for longer: those
+	// who come meanwhile miss it too.
+	hold := b.work
+	if b.l.KVTokens > 0 && b.s.Admission(b.l, fleet.Tokens(b.uncached)) > 0 {
+		hold += (b.uncached + b.output/2) * b.output * b.tpot / float64(b.l.KVTokens)
+	}
+	return n + b.l.Arrivals*hold*chance
 }
 
-// late is the probability that a first token comes after its target when x times
-// the target is predicted, and slow the same of the time per token: log-logistic,
-// which is near to log-normal with a spread of 1.702 over the power. Measured
-// times to first token spread around predictions by about a third, times per
-// token by about a sixth.
-func late(x float64) float64 {
-	x2 := x * x
-	x5 := x2 * x2 * x
-	return 1 - 1/(1+x5)
-}
-
-func slow(x float64) float64 {
-	x2 := x * x
-	x5 := x2 * x2 * x
-	return 1 - 1/(1+x5*x5*x)
+// slow is the number of answers that are expected to miss a target of the time
+// per token, in seconds, because of the request, its own included.
+func (b *bill) slow(target float64) float64 {
+	own := over(b.tpot/target, b.l.TPOTSpread)
+	before := over(b.s.PerToken(b.l, 0, b.output)/target, b.l.TPOTSpread)
+	after := over((b.tpot+b.work/b.output)/target, b.l.TPOTSpread)
+	return own + b.others*(after-before)
 }
 
 // fullness is the share of the endpoint's cache that would be in use.
@@ -102,6 +129,21 @@ func fullness(v *View, c int, uncached fleet.Tokens) float64 {
 		capacity = assumedKV
 	}
 	return min(float64(v.Cached[c]+uncached)/float64(capacity), 1)
+}
+
+// over is the probability that a time exceeds its target when x times the target
+// is predicted, and measured times spread so about predictions: log-logistic,
+// which is near to log-normal.
+func over(x, spread float64) float64 {
+	const logistic = 1.702 // scale at which the logistic is nearest to the normal
+	power := logistic / max(spread, leastSpread)
+	switch {
+	case x <= 0 || power > 8 && x < 0.5:
+		return 0
+	case power > 8 && x > 2:
+		return 1
+	}
+	return 1 / (1 + math.Exp(-power*math.Log(x)))
 }
 
 // pickNear picks at random among the candidates that are as good as the best.

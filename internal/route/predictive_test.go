@@ -18,36 +18,42 @@ func priced(n int) *View {
 	v := world(n)
 	for i := range n {
 		v.Step[i] = plainStep
-		v.Load[i] = perf.Load{Budget: 100_000, MaxSeqs: 256, KVTokens: 300_000}
+		v.Load[i] = perf.Load{TTFTSpread: 0.3, TPOTSpread: 0.1, Budget: 100_000, MaxSeqs: 256, KVTokens: 300_000}
 	}
 	return v
 }
 
 func TestPredictiveCostByHand(t *testing.T) {
 	ask := Query{Prompt: 1000, Output: 100}
+	const reuse = 1
 	for _, c := range []struct {
 		name string
 		set  func(v *View)
 		q    Query
 		want float64 // s
 	}{
-		// TTFT 10 ms + 1,000 x 0.1 ms = 0.11; 100 tokens of 10.1 ms = 1.01. The cache
-		// is 1,000 of 300,000 full: 1/300 of the prefill of 0.1.
-		{"idle", func(*View) {}, ask, 0.11 + 1.01 + 0.1/300},
+		// TTFT 10 ms + 1,000 x 0.1 ms = 0.11; 100 tokens of 10.1 ms = 1.01.
+		{"idle", func(*View) {}, ask, 0.11 + 1.01},
 		// All but 100 tokens cached: TTFT 0.02, prefill 0.01.
-		{"mostly cached", func(v *View) { v.Matched[0] = 900 }, ask, 0.02 + 1.01 + 0.01*100/300_000},
+		{"mostly cached", func(v *View) { v.Matched[0] = 900 }, ask, 0.02 + 1.01},
 		// 10 decode: a step takes 11 ms. TTFT: half a step 5.5 + 11 + 100 ms; TPOT 11.1
-		// ms. Each of the 10 waits for the prefill of 100 ms and for 100 steps that are
-		// 0.1 ms longer: 10 x 0.11 s.
-		{"ten decoding", func(v *View) { v.Load[0].Decoding = 10 }, ask, 0.1165 + 1.11 + 10*0.11 + 0.1/300*11},
-		// 2,000 tokens ahead of one request: 10 + 200 ms, then 10 + 100 ms; it delays
-		// the one ahead by nothing but counts it as one that is there.
+		// ms. Each of the 10 waits for the prefill of 100 ms and, half done, for 50
+		// steps that are 0.1 ms longer: 10 x 0.105 s. The cache is 1,000 of 300,000 full: 1/300 of the
+		// prefill will be needed again.
+		{"ten decoding", func(v *View) { v.Load[0].Decoding = 10 }, ask, 0.1165 + 1.11 + 10*0.105 + 10*0.1/300},
+		// A full cache, of which each token is found again once: the prefill counts twice.
+		{
+			"ten decoding, full cache", func(v *View) { v.Load[0].Decoding, v.Cached[0] = 10, 300_000 }, ask,
+			0.1165 + 1.11 + 10*(0.2+0.005),
+		},
+		// 2,000 tokens ahead of one request: 10 + 200 ms, then 10 + 100 ms; the one
+		// ahead waits for the prefill when it decodes, and for 50 steps of 0.1 ms.
 		{
 			"behind another", func(v *View) { v.Load[0].Ahead, v.Load[0].Backlog = 1, 2000 }, ask,
-			0.21 + 0.11 + 1.01 + 0.11 + 0.1/300*2,
+			0.21 + 0.11 + 1.01 + 0.105 + 0.1/300,
 		},
 		// Twice as slow an accelerator.
-		{"slow", func(v *View) { v.Step[0] = plainStep.Scale(2) }, ask, 2 * (0.11 + 1.01 + 0.1/300)},
+		{"slow", func(v *View) { v.Step[0] = plainStep.Scale(2) }, ask, 2 * (0.11 + 1.01)},
 		// Prompts take half its time: TPOT doubles where one surely comes, and one
 		// request is expected to wait behind this prompt.
 		{
@@ -58,7 +64,7 @@ func TestPredictiveCostByHand(t *testing.T) {
 		v := priced(1)
 		c.set(v)
 		c.q.Candidates = all(1)
-		if got := cost(v, &c.q, 0); math.Abs(got-c.want) > 1e-6 {
+		if got := cost(v, &c.q, 0, reuse); math.Abs(got-c.want) > 1e-6 {
 			t.Errorf("%s: cost %.6f s, want %.6f", c.name, got, c.want)
 		}
 	}
@@ -71,13 +77,13 @@ func TestPredictiveMeetsTheSLOFirst(t *testing.T) {
 	v.Matched[0] = 1900
 	v.Load[0].Decoding = 40
 	q := Query{Prompt: 2000, Output: 50, SLO: fleet.SLO{TPOT: 12 * time.Millisecond}}
-	if p := pick(t, predictive{}, v, q); p.Chosen != 1 {
+	if p := pick(t, &predictive{}, v, q); p.Chosen != 1 {
 		t.Errorf("chose %d, which cannot keep 12 ms per token: scores %v", p.Chosen, p.Score)
 	}
 	// A target for the first token that only the cache can meet.
 	v.Load[0].Decoding = 2
 	q.SLO = fleet.SLO{TTFT: 100 * time.Millisecond}
-	if p := pick(t, predictive{}, v, q); p.Chosen != 0 {
+	if p := pick(t, &predictive{}, v, q); p.Chosen != 0 {
 		t.Errorf("chose %d, which needs 210 ms to the first token: scores %v", p.Chosen, p.Score)
 	}
 }
@@ -89,7 +95,7 @@ func TestPredictiveLeavesRoomForThoseWhoAreThere(t *testing.T) {
 	v.Load[0].Decoding = 20
 	v.Load[1].Ahead, v.Load[1].Backlog = 1, 5000
 	q := Query{Prompt: 8000, Output: 20, SLO: fleet.SLO{TTFT: 5 * time.Second, TPOT: 13 * time.Millisecond}}
-	if p := pick(t, predictive{}, v, q); p.Chosen != 1 {
+	if p := pick(t, &predictive{}, v, q); p.Chosen != 1 {
 		t.Errorf("chose %d over the one where nobody decodes: scores %v", p.Chosen, p.Score)
 	}
 }
@@ -98,11 +104,11 @@ func TestPredictiveSpreadsNearTies(t *testing.T) {
 	v, r := priced(4), stat.NewRand(1, "route")
 	v.Step[3] = plainStep.Scale(1.3)
 	v.Step[1] = plainStep.Scale(1.002) // less than any prediction is good for
-	hits := make([]int, 4)
+	hits, p := make([]int, 4), &predictive{}
 	q := Query{Prompt: 1000, Output: 100, Candidates: all(4)}
 	out := Plan{Score: make([]float64, 4)}
 	for range 3000 {
-		predictive{}.Pick(v, &q, r, &out)
+		p.Pick(v, &q, r, &out)
 		hits[out.Chosen]++
 	}
 	for i, want := range []int{1000, 1000, 1000, 0} {
@@ -115,11 +121,11 @@ func TestPredictiveSpreadsNearTies(t *testing.T) {
 func TestPredictiveWithoutAnyBelief(t *testing.T) {
 	v := world(3)
 	v.Matched[2] = 900
-	if p := pick(t, predictive{}, v, Query{Prompt: 1000, Output: 100}); p.Chosen != 2 {
+	if p := pick(t, &predictive{}, v, Query{Prompt: 1000, Output: 100}); p.Chosen != 2 {
 		t.Errorf("chose %d, not the one with the prompt cached", p.Chosen)
 	}
 	v.Load[2].Ahead, v.Load[2].Backlog = 3, 60_000
-	if p := pick(t, predictive{}, v, Query{Prompt: 1000, Output: 100}); p.Chosen == 2 {
+	if p := pick(t, &predictive{}, v, Query{Prompt: 1000, Output: 100}); p.Chosen == 2 {
 		t.Error("chose the one with a backlog of 60,000 tokens")
 	}
 }
@@ -138,7 +144,7 @@ func TestPredictiveCostGrowsWithLoad(t *testing.T) {
 		for k := range 30 {
 			v := priced(1)
 			more(v, k)
-			c := cost(v, &q, 0)
+			c := cost(v, &q, 0, 1)
 			if c < last-1e-9 {
 				t.Errorf("%s: cost falls from %.4f to %.4f at %d", name, last, c, k)
 			}

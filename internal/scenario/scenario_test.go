@@ -11,6 +11,7 @@ import (
 
 func TestScenariosHoldOrSayWhatHappened(t *testing.T) {
 	affinity := pool.Default()
+	affinity.Policy.Name = "prefix-affinity"
 	fewest := pool.Default()
 	fewest.Policy.Name = "least-request"
 	fewest.Room.MaxInFlight = 3
