@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity bench bench-gateway
+.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +33,12 @@ soak: ## Mixed traffic for SOAK=20m, after which nothing may be left behind
 	go test ./test/soak -run Soak -soak $(SOAK) -timeout 2h -v
 
 fidelity: ## Compare models and simulator with what was measured on real engines
-	go run ./test/fidelity $(FLAGS)
+	@go build -o dist/fidelity ./test/fidelity
+	@./dist/fidelity $(FLAGS)
+
+contest: ## Every routing policy against every other in virtual time, 10 minutes; FLAGS=--quick for two
+	@go build -o dist/contest ./test/contest
+	@./dist/contest $(FLAGS)
 
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
