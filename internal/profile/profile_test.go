@@ -157,7 +157,7 @@ func TestKnownProfileTakesOneProbe(t *testing.T) {
 	}
 	// As a profile of this engine would have it, nearly.
 	known.Step = known.Step.Scale(physics.StepTime(enginesim.Batch{Decodes: 1, Context: 32}).Seconds() / known.Step.Time(perf.Work{Seqs: 1, KV: 32}))
-	o.Known = &known
+	o.Known, o.KnownError = &known, 0.15 // it is no better than that
 	r, _, err := profiled(t, o)
 	if err != nil || len(r.Points) != 1 || r.Check == nil || !r.Check.Holds {
 		t.Fatalf("%+v, %v", r, err)
