@@ -143,7 +143,7 @@ func (b *Book) Load(now fleet.Time, i, others int, usage float64, l *Load) {
 	s.pass(now)
 	s.meter.load(others, l)
 	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
-	l.TTFTSpread, l.TPOTSpread = math.Sqrt(float64(s.class.ttftSpread)), math.Sqrt(float64(s.class.tpotSpread))
+	l.TTFTSpread, l.TPOTSpread = s.class.ttftSpread.sd, s.class.tpotSpread.sd
 	if usage >= 0 {
 		l.Held = fleet.Tokens(usage * float64(l.KVTokens))
 	}
@@ -407,8 +407,11 @@ func (b *Book) midFactor(c *class) float64 {
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 }
 
-// spread is the variance of the logarithm of measured over predicted times.
-type spread float64
+// spread is how the logarithm of measured over predicted times spreads: its
+// variance, and the standard deviation that follows.
+type spread struct{ variance, sd float64 }
+
+func newSpread(variance float64) spread { return spread{variance, math.Sqrt(variance)} }
 
 const (
 	spreadWeight = 0.02  // of one comparison
@@ -421,8 +424,8 @@ func (v *spread) add(predicted, measured float64) {
 		return
 	}
 	e := math.Log(measured / predicted)
-	*v += spreadWeight * (spread(min(e*e, mostSpread)) - *v)
-	*v = min(max(*v, leastSpread), mostSpread)
+	x := v.variance + spreadWeight*(min(e*e, mostSpread)-v.variance)
+	*v = newSpread(min(max(x, leastSpread), mostSpread))
 }
 
 // errorRing holds the latest relative errors of predictions.

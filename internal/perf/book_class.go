@@ -77,7 +77,7 @@ func newClass(variant uint64, prior Step) *class {
 // setPrior makes the class start anew from a prior; a zero one is unknown.
 func (c *class) setPrior(prior Step) {
 	members := c.members
-	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, ttftSpread: firstTTFT * firstTTFT, tpotSpread: firstTPOT * firstTPOT, noise: firstNoise * firstNoise}
+	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, ttftSpread: newSpread(firstTTFT * firstTTFT), tpotSpread: newSpread(firstTPOT * firstTPOT), noise: firstNoise * firstNoise}
 	if !prior.Known() {
 		c.weak, prior = true, weakPrior
 		for i := range c.spread {

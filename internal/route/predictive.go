@@ -75,13 +75,14 @@ type bill struct {
 // cost is the predicted cost of sending the request to c, in seconds; a token
 // computed is found again reuse times before it leaves a cache.
 func cost(v *View, q *Query, c int, reuse float64) float64 {
-	s, l := v.Step[c], &v.Load[c]
+	s, l := &v.Step[c], &v.Load[c]
 	if !s.Known() {
-		s = perf.Guess()
+		guess := perf.Guess()
+		s = &guess
 	}
 	cached := min(v.Matched[c], q.Prompt)
 	uncached := max(q.Prompt-cached, 1)
-	b := bill{s: &s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead)}
+	b := bill{s: s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead)}
 	b.ttft = s.FirstToken(l, cached, uncached) + s.PerPrompt*adapterCost(v.Adapter[c])
 	b.tpot = s.PerToken(l, q.Prompt, b.output)
 	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + reuse*fullness(v, c, uncached))
@@ -103,7 +104,9 @@ func cost(v *View, q *Query, c int, reuse float64) float64 {
 func (b *bill) late(target float64) float64 {
 	chance := over(b.ttft/target, b.l.TTFTSpread)
 	n := chance + max(b.ttft/target-1, 0)
-	n += perf.Followers(b.l) * (over((b.ttft+b.work)/target, b.l.TTFTSpread) - chance)
+	if after := perf.Followers(b.l); after > 0 {
+		n += after * (over((b.ttft+b.work)/target, b.l.TTFTSpread) - chance)
+	}
 	// Where the target is missed already, one more keeps it so for longer: those
 	// who come meanwhile miss it too.
 	hold := b.work
@@ -117,6 +120,9 @@ func (b *bill) late(target float64) float64 {
 // per token, in seconds, because of the request, its own included.
 func (b *bill) slow(target float64) float64 {
 	own := over(b.tpot/target, b.l.TPOTSpread)
+	if b.others == 0 {
+		return own
+	}
 	before := over(b.s.PerToken(b.l, 0, b.output)/target, b.l.TPOTSpread)
 	after := over((b.tpot+b.work/b.output)/target, b.l.TPOTSpread)
 	return own + b.others*(after-before)
