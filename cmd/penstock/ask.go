@@ -246,7 +246,7 @@ func (c *statusCmd) Run(ctx context.Context, s streams) error {
 // that are slow.
 func speeds(w io.Writer, endpoints []admin.EndpointStatus) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	head := "\nspeed\tstep\tper sequence\tper 1k context\tper 1k prompt\tlearnt from\tbeside equals\tTTFT error\tTPOT error\t"
+	head := "\nspeed\tstep\tper sequence\tper 1k context\tper 1k prompt\tlearnt from\tbeside equals\tTTFT error\tTPOT error\tsaturation\t"
 	const k = 1000
 	for _, e := range endpoints {
 		v := e.Speed
@@ -261,8 +261,8 @@ func speeds(w io.Writer, endpoints []admin.EndpointStatus) {
 			fmt.Fprintln(t, head)
 			head = ""
 		}
-		fmt.Fprintf(t, "%s\t%.1f ms\t%.3f ms\t%.3f ms\t%.1f ms\t%d\t%s\t%s\t%s\t\n", e.Name, v.BaseMs, v.PerSeqMs, v.PerKVMs*k, v.PerPromptMs*k, v.Lessons, beside,
-			percent(v.TTFTError), percent(v.TPOTError))
+		fmt.Fprintf(t, "%s\t%.1f ms\t%.3f ms\t%.3f ms\t%.1f ms\t%d\t%s\t%s\t%s\t%.2f %s\t\n", e.Name, v.BaseMs, v.PerSeqMs, v.PerKVMs*k, v.PerPromptMs*k, v.Lessons, beside,
+			percent(v.TTFTError), percent(v.TPOTError), v.Saturation, v.Regime)
 	}
 	t.Flush()
 	for _, e := range endpoints {

@@ -205,6 +205,8 @@ type Speed struct {
 	Slow         bool     `json:"slow"`                  // beyond what chance explains
 	TTFTError    *float64 `json:"ttftError"`             // median |predicted/measured - 1| of the latest 64; null before the first
 	TPOTError    *float64 `json:"tpotError"`
+	Saturation   float64  `json:"saturation"` // 1 where one more request breaks the SLO
+	Regime       string   `json:"regime"`     // what binds there
 }
 
 func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
@@ -252,7 +254,7 @@ func speedOf(v fleet.Speed) *Speed {
 	s := &Speed{
 		BaseMs: v.Base * ms, PerSeqMs: v.PerSeq * ms, PerKVMs: v.PerKV * ms, PerPromptMs: v.PerPrompt * ms, PerPairMs: v.PerPair * ms,
 		ExpertsMs: v.Experts * ms, PerRequestMs: v.PerRequest * ms, Lessons: v.Lessons, Drifts: v.Drifts,
-		Factor: v.Factor, FactorError: v.FactorErr, Slow: v.Slow,
+		Factor: v.Factor, FactorError: v.FactorErr, Slow: v.Slow, Saturation: v.Saturation, Regime: v.Regime,
 	}
 	if !math.IsNaN(v.TTFTError) {
 		s.TTFTError = new(v.TTFTError)

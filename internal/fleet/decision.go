@@ -84,6 +84,9 @@ type Speed struct {
 	Drifts    int     // times that the variant was found changed
 	TTFTError float64 // median |predicted/measured - 1| of the latest; NaN before the first
 	TPOTError float64
+
+	Saturation float64 // how near it is to the point where one more request breaks the SLO, which is 1
+	Regime     string  // what binds there: idle, linear, latency-bound, prefill-bound, kv-bound, seat-bound, overload
 }
 
 // EndpointState is one row of a Snapshot.

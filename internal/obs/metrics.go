@@ -159,6 +159,7 @@ var (
 	descKnown        = prometheus.NewDesc("penstock_endpoint_gauge_known", "1 for each gauge the endpoint's last page had, 0 for those it did not: unknown, not zero.", []string{"pool", "endpoint", "gauge"}, nil)
 	descSent         = prometheus.NewDesc("penstock_endpoint_attempts_total", "Attempts dispatched.", []string{"pool", "endpoint"}, nil)
 	descFactor       = prometheus.NewDesc("penstock_endpoint_speed_factor", "Slowness beside the endpoints of its variant, whose median is 1; absent without equals.", []string{"pool", "endpoint"}, nil)
+	descSaturation   = prometheus.NewDesc("penstock_endpoint_saturation", "How near the endpoint is to the point where one more request breaks the SLO, which is 1.", []string{"pool", "endpoint"}, nil)
 	descSlow         = prometheus.NewDesc("penstock_endpoint_slow", "1 when the endpoint is slower than its equals by more than chance explains.", []string{"pool", "endpoint"}, nil)
 	descError        = prometheus.NewDesc("penstock_endpoint_prediction_error", "Median relative error of the latest predictions, by kind: ttft, tpot.", []string{"pool", "endpoint", "kind"}, nil)
 	descLessons      = prometheus.NewDesc("penstock_endpoint_lessons_total", "Measurements from which the endpoint's variant has learnt its step time.", []string{"pool", "endpoint"}, nil)
@@ -168,7 +169,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSlow, descError, descLessons, descDrifts} {
+	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts} {
 		ch <- d
 	}
 }
@@ -229,6 +230,7 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 
 // collectSpeed tells what is believed of an endpoint's speed.
 func collectSpeed(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string), s fleet.Speed, pool, name string) {
+	gauge(descSaturation, s.Saturation, pool, name)
 	if s.Factor > 0 {
 		gauge(descFactor, s.Factor, pool, name)
 		slow := 0.0

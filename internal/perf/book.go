@@ -31,6 +31,7 @@ type slot struct {
 	varf    float64 // its variance
 	ttft    errorRing
 	tpot    errorRing
+	slo     fleet.SLO // of the latest request
 }
 
 // Spreads of an endpoint's factor, as standard deviations of its logarithm.
@@ -180,7 +181,8 @@ func (s *slot) believed() Step {
 
 // Ask is a request as the book sees it.
 type Ask struct {
-	Key    uint64       // whose outputs are alike: tenant and adapter
+	Key    uint64 // whose outputs are alike: tenant and adapter
+	SLO    fleet.SLO
 	Prompt fleet.Tokens // prompt tokens
 	MaxOut fleet.Tokens // output limit; 0 for none
 }
@@ -201,6 +203,7 @@ func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, 
 	step := s.believed()
 	j.under, j.vague = step.under(l, step.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}))
 	s.meter.sent(j, &step)
+	s.slo = a.SLO
 }
 
 // First tells that j's first token has come.
@@ -379,6 +382,9 @@ type Standing struct {
 	Drifts    int     // drift alarms of its variant
 	TTFTError float64 // median of |predicted/measured − 1| of the latest; NaN before the first
 	TPOTError float64
+
+	Saturation float64 // see Saturation, for the SLO of the latest request
+	Regime     Regime
 }
 
 // Standing returns what is believed of a slot.
@@ -387,12 +393,29 @@ func (b *Book) Standing(i int) Standing {
 	st := Standing{
 		Step: b.Step(i), Lessons: s.class.lessons, Drifts: s.class.drifts, TTFTError: s.ttft.median(), TPOTError: s.tpot.median(),
 	}
+	st.Saturation, st.Regime = s.saturation(&st.Step)
 	if s.class.members > 1 {
 		st.Factor = math.Exp(s.logf - b.midFactor(s.class))
 		st.FactorErr = st.Factor * math.Sqrt(s.varf)
 		st.Slow = st.Factor > slowFactor && st.Factor-1 > slowSigmas*st.FactorErr
 	}
 	return st
+}
+
+// saturation is that of a slot as it was when something last happened there.
+func (s *slot) saturation(step *Step) (float64, Regime) {
+	m := &s.meter
+	now := Now{Running: m.decoding, Waiting: m.ahead, KV: fleet.Tokens(max(m.context-m.found, 0))}
+	if step.PerPrompt > 0 {
+		now.Prompts = m.prefill / step.PerPrompt
+	}
+	if m.ahead > 0 {
+		var l Load
+		m.load(0, &l)
+		l.Budget, l.MaxSeqs, l.KVTokens = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens
+		now.Wait = step.FirstToken(&l, 0, 1)
+	}
+	return Saturation(*step, now, s.limits, s.slo)
 }
 
 // midFactor is the median of the logarithms of a class's factors.

@@ -180,6 +180,7 @@ func (b *Brain) speed(slot int) fleet.Speed {
 		Known: s.Step.Known(), Base: s.Step.Base, PerSeq: s.Step.PerSeq, PerKV: s.Step.PerKV, PerPrompt: s.Step.PerPrompt, PerPair: s.Step.PerPair,
 		Experts: s.Step.Experts, PerRequest: s.Step.PerRequest,
 		Factor: s.Factor, FactorErr: s.FactorErr, Slow: s.Slow, Lessons: s.Lessons, Drifts: s.Drifts, TTFTError: s.TTFTError, TPOTError: s.TPOTError,
+		Saturation: s.Saturation, Regime: s.Regime.String(),
 	}
 }
 
