@@ -139,17 +139,17 @@ func fullness(v *View, c int, uncached fleet.Tokens) float64 {
 
 // over is the probability that a time exceeds its target when x times the target
 // is predicted, and measured times spread so about predictions: log-logistic,
-// which is near to log-normal.
+// which is near to log-normal, of the whole power next to what the spread asks.
 func over(x, spread float64) float64 {
 	const logistic = 1.702 // scale at which the logistic is nearest to the normal
-	power := logistic / max(spread, leastSpread)
-	switch {
-	case x <= 0 || power > 8 && x < 0.5:
-		return 0
-	case power > 8 && x > 2:
-		return 1
+	odds := 1.0
+	for n := int(logistic/max(spread, leastSpread) + 0.5); n > 0; n >>= 1 {
+		if n&1 == 1 {
+			odds *= x
+		}
+		x *= x
 	}
-	return 1 / (1 + math.Exp(-power*math.Log(x)))
+	return 1 - 1/(1+odds)
 }
 
 // pickNear picks at random among the candidates that are as good as the best.
