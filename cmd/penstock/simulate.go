@@ -20,7 +20,7 @@ import (
 type simulateCmd struct {
 	sceneFlags `embed:""`
 
-	Policy []string  `default:"prefix-affinity,least-request,round-robin" help:"Policies to compare, or all: ${policies}, clairvoyant-greedy."`
+	Policy []string  `default:"predictive,prefix-affinity,least-request,round-robin" help:"Policies to compare, or all: ${policies}, clairvoyant-greedy."`
 	Load   []float64 `default:"1" placeholder:"X,..." help:"Multiples of the load: a workload's rates are multiplied, of a trace copies with text of their own are laid over each other."`
 	Seeds  int       `default:"3" help:"Runs of each policy and load, each with its own noise and ties."`
 	JSON   bool      `name:"json" help:"Print JSON."`
