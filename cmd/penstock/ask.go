@@ -182,7 +182,7 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 			verdict += ", adapter " + c.Adapter
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
-			number(c.TTFTMs, "%.1f ms", "unknown"), number(c.TPOTMs, "%.1f ms", "unknown"), number(c.SampleAgeMs, "%.0f ms", "never read"))
+			predicted(c.TTFTMs, c.TTFTSpread), predicted(c.TPOTMs, c.TPOTSpread), number(c.SampleAgeMs, "%.0f ms", "never read"))
 	}
 	t.Flush()
 	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
@@ -196,6 +196,14 @@ func total(counts map[string]int) int {
 		n += c
 	}
 	return n
+}
+
+// predicted prints a prediction and how far measured times spread about it.
+func predicted(ms *float64, spread float64) string {
+	if ms == nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%.1f ms ±%.0f %%", *ms, 100*spread)
 }
 
 func number(v *float64, format, otherwise string) string {

@@ -39,16 +39,19 @@ const (
 // Candidate is what was known and thought of one endpoint when a request was
 // placed.
 type Candidate struct {
-	Endpoint  EndpointID
-	Verdict   Verdict
-	Matched   Tokens        // prompt tokens believed cached there
-	Backlog   Tokens        // prompt tokens dispatched there and not yet answered with a first token
-	InFlight  int           // requests dispatched there and not ended
-	Score     float64       // the policy's score, higher is better; see Decision.Policy
-	TTFT      time.Duration // predicted time to first token; 0 when unknown
-	TPOT      time.Duration // predicted time per output token; 0 when unknown
-	SampleAge time.Duration // age of the gauges; -1 when never scraped
-	Adapter   AdapterFit    // what the request's adapter takes there
+	Endpoint EndpointID
+	Verdict  Verdict
+	Matched  Tokens        // prompt tokens believed cached there
+	Backlog  Tokens        // prompt tokens dispatched there and not yet answered with a first token
+	InFlight int           // requests dispatched there and not ended
+	Score    float64       // the policy's score, higher is better; see Decision.Policy
+	TTFT     time.Duration // predicted time to first token; 0 when unknown
+	TPOT     time.Duration // predicted time per output token; 0 when unknown
+	// By how much measured times spread about such predictions: the standard
+	// deviation of the logarithm of one over the other.
+	TTFTSpread, TPOTSpread float64
+	SampleAge              time.Duration // age of the gauges; -1 when never scraped
+	Adapter                AdapterFit    // what the request's adapter takes there
 }
 
 // Decision is the record of one placement: who was considered, what was

@@ -190,6 +190,8 @@ type Candidate struct {
 	InFlight    int      `json:"inFlight"`
 	TTFTMs      *float64 `json:"predictedTtftMs"` // null when nothing is believed of its speed
 	TPOTMs      *float64 `json:"predictedTpotMs"`
+	TTFTSpread  float64  `json:"predictedTtftSpread,omitempty"` // standard deviation of the logarithm of measured over predicted
+	TPOTSpread  float64  `json:"predictedTpotSpread,omitempty"`
 	SampleAgeMs *float64 `json:"sampleAgeMs"`       // null when never scraped
 	Adapter     string   `json:"adapter,omitempty"` // of a request for one: loaded, room or full
 }
@@ -248,10 +250,10 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 			w.Score = new(c.Score)
 		}
 		if c.TTFT > 0 {
-			w.TTFTMs = new(Millis(c.TTFT))
+			w.TTFTMs, w.TTFTSpread = new(Millis(c.TTFT)), c.TTFTSpread
 		}
 		if c.TPOT > 0 {
-			w.TPOTMs = new(Millis(c.TPOT))
+			w.TPOTMs, w.TPOTSpread = new(Millis(c.TPOT)), c.TPOTSpread
 		}
 		if c.SampleAge >= 0 {
 			w.SampleAgeMs = new(Millis(c.SampleAge))

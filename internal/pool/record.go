@@ -78,6 +78,7 @@ func (b *Brain) candidate(i int, r *request) fleet.Candidate {
 	step, load := &b.view.Step[i], &b.view.Load[i]
 	c.TTFT = seconds(step.FirstToken(load, c.Matched, r.Prompt-c.Matched))
 	c.TPOT = seconds(step.PerToken(load, r.Prompt, float64(b.query.Output)))
+	c.TTFTSpread, c.TPOTSpread = load.TTFTSpread, load.TPOTSpread
 	return c
 }
 
