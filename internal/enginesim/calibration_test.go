@@ -173,7 +173,7 @@ func terms(e *efficiency) (values []*float64, shares int) {
 	for _, o := range []*overheads{&e.vllm, &e.sglang, &e.trtllm} {
 		values = append(values, &o.step, &o.layer, &o.moe, &o.sequence)
 	}
-	return append(values, &e.hop, &e.imbalance), shares
+	return append(values, &e.hop, &e.imbalance, &e.tile), shares
 }
 
 // loss is the sum over points of |log(predicted/measured)|, held back at 0.7 so

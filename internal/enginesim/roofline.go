@@ -16,13 +16,14 @@ const BlockTokens fleet.Tokens = 16
 // transformer:
 //
 //	linear    = max(weights read / bandwidth, FLOPs / peak)
-//	experts   = max(experts touched / bandwidth, FLOPs x imbalance / peak)
+//	experts   = max(experts touched / bandwidth, FLOPs of whole tiles x imbalance / peak)
 //	attention = max(KV read / bandwidth, decodes' FLOPs / peak) + chunks' FLOPs / peak
 //	step      = (linear + experts + attention + exchange + overhead) x factor x noise
 //
 // Within a kernel loading overlaps with multiplying, hence the max; kernels
 // follow one another, hence the sum. A batch of t tokens, each through k of E
-// experts, touches E(1-(1-k/E)^t) of them. All coefficients are seconds on one
+// experts, touches E(1-(1-k/E)^t) of them, and each of those multiplies tiles of
+// a fixed number of rows: few tokens per expert fill them badly. All coefficients are seconds on one
 // data-parallel rank: parallelism and efficiencies are divided out when it is
 // made (see NewRoofline).
 type Roofline struct {
@@ -32,6 +33,7 @@ type Roofline struct {
 	Experts float64 // s to read all routed experts that a device holds
 	Expert  float64 // s of multiplication in routed experts per token of all ranks
 	Touch   float64 // share of the routed experts that one token goes through, k/E
+	Tile    float64 // tokens that would fill one tile of every routed expert
 
 	KV        float64      // s to read one token's KV
 	Again     float64      // share of KV's time that reading the same KV for another sequence of the step takes; 0 means 1
@@ -78,7 +80,9 @@ func (r *Roofline) seconds(b Batch) float64 {
 	if r.Touch > 0 {
 		all := tokens + float64(b.Others)
 		touched := 1 - math.Exp(all*math.Log1p(-r.Touch))
-		s += max(r.Experts*touched, r.Expert*all)
+		// Every expert that is touched multiplies whole tiles of rows.
+		tiles := r.Tile * touched
+		s += max(r.Experts*touched, r.Expert*max(tiles, all+tiles/2))
 	}
 	if r.WindowKV > 0 {
 		s += r.WindowKV * min(context, sequences*float64(r.Window))
@@ -121,7 +125,8 @@ type efficiency struct {
 	kv      float64 // of bandwidth, gathering KV blocks
 
 	linear16, linear8, linear4 float64 // of peak, large matrix multiplications, by precision
-	expert                     float64 // of peak, grouped multiplications of routed experts
+	expert                     float64 // of what large multiplications reach, grouped ones of routed experts
+	tile                       float64 // rows of a tile of those
 	attention                  float64 // of 16-bit peak, causal attention over chunks
 	latent                     float64 // of 16-bit peak, decoding over latents
 
@@ -141,14 +146,14 @@ type overheads struct {
 	sequence float64 // s per sequence and step
 }
 
-// fitted is the efficiency that fits measured operating points best: 24 numbers
+// fitted is the efficiency that fits measured operating points best: 25 numbers
 // for 114 ways to serve (see TestPhysicsAgainstMeasuredPoints, which can fit
 // them again), rounded. Few points depend on attention over prompts and on
 // decoding over latents: these two stand where kernels are published to be.
 var fitted = efficiency{
 	weights: 0.86, experts: 0.79, kv: 0.85,
 	linear16: 0.64, linear8: 0.44, linear4: 0.35,
-	expert: 0.10, attention: 0.40, latent: 0.80,
+	expert: 0.40, tile: 16, attention: 0.40, latent: 0.80,
 	link: 0.48, network: 0.70, hop: 8.4e-6, imbalance: 1,
 	vllm:   overheads{step: 0.15e-3, layer: 45e-6, moe: 12e-6, sequence: 20e-6},
 	sglang: overheads{step: 0.6e-3, layer: 25e-6, moe: 63e-6, sequence: 25e-6},
@@ -253,11 +258,12 @@ func (e *efficiency) experted(r *Roofline, s catalog.Serving) {
 	m, a := s.Shape, s.Accelerator
 	layers := float64(m.MoELayers())
 	devices := float64(s.TP * s.DP)
-	peak, _ := e.linear(a, s.Compute)
+	peak, share := e.linear(a, s.Compute)
 	busiest := 1 + e.imbalance*(1-1/float64(s.EP))
 	r.Touch = m.Touch()
+	r.Tile = e.tile / m.Touch()
 	r.Experts = s.ExpertBytes() / (a.Bandwidth * e.experts * devices)
-	r.Expert = 2 * m.ExpertParams() * m.Touch() * busiest / (peak * e.expert * devices * float64(s.PP))
+	r.Expert = 2 * m.ExpertParams() * m.Touch() * busiest / (peak * share * e.expert * devices * float64(s.PP))
 	r.Overhead += e.of(s.Engine).moe * layers
 	if s.DP == 1 {
 		return
