@@ -179,7 +179,7 @@ func (x *exchange) open() {
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
-		Loadable: x.service.Load != nil,
+		Loadable: x.service.Load != nil, Silent: !x.access.Stream,
 	})
 	*room = chain[:0]
 	chains.Put(room)

@@ -183,6 +183,7 @@ func (s *slot) believed() Step {
 type Ask struct {
 	Key    uint64 // whose outputs are alike: tenant and adapter
 	SLO    fleet.SLO
+	Silent bool         // nothing will tell of its first token
 	Prompt fleet.Tokens // prompt tokens
 	MaxOut fleet.Tokens // output limit; 0 for none
 }
@@ -202,8 +203,13 @@ func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, 
 	}
 	step := s.believed()
 	j.under, j.vague = step.under(l, step.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}))
+	s.meter.serial++
+	j.serial = s.meter.serial
 	s.meter.sent(j, &step)
 	s.slo = a.SLO
+	if a.Silent {
+		s.meter.expect(j, now.Add(seconds(step.FirstToken(l, cached, uncached))))
+	}
 }
 
 // First tells that j's first token has come.
@@ -213,6 +219,9 @@ func (b *Book) First(now fleet.Time, j *Job) {
 	}
 	s := &b.slots[j.slot]
 	s.pass(now)
+	if j.decoding {
+		return // it was taken to decode just now, and tells too late
+	}
 	if j.ttft > 0 {
 		s.ttft.add(j.ttft, now.Sub(j.sent).Seconds())
 		s.class.ttftSpread.add(j.ttft, now.Sub(j.sent).Seconds())
@@ -249,7 +258,7 @@ func (b *Book) Done(now fleet.Time, j *Job, a Ask, u fleet.Usage) {
 		b.lengths.learn(a, max(u.Output, 1))
 		cached = u.Cached
 	}
-	if j.decoding {
+	if j.decoding && !j.guessed {
 		s.learnPrefill(j, cached)
 		if u.Known && u.Output >= leastOutput {
 			s.timeDecode(now, j, u.Output)
@@ -302,8 +311,6 @@ func (s *slot) timePrefill(now fleet.Time, j *Job) {
 			m.latest.fill.joint = true
 		}
 	}
-	m.serial++
-	j.serial = m.serial
 	m.latest, m.latestAt, m.latestSerial = j, now, j.serial
 }
 

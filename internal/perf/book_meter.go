@@ -13,6 +13,7 @@ type Job struct {
 	slot     int
 	open     bool
 	decoding bool // past its first token
+	guessed  bool // which nothing told of
 
 	prompt, uncached fleet.Tokens
 	pairs            float64
@@ -73,6 +74,8 @@ type meter struct {
 	latest               *Job
 	latestAt             fleet.Time
 	latestSerial, serial uint64
+
+	silent []silent // those of whose first token nothing will tell, in the order they are due
 }
 
 // prefill is how one prompt was computed.
@@ -86,6 +89,38 @@ type prefill struct {
 // fading is what is left of an average after a time, kept since most endpoints of a
 // pool were last looked at together.
 type fading struct{ dt, share float64 }
+
+// silent is a request that is taken to decode from a time on.
+type silent struct {
+	job    *Job
+	serial uint64 // of the job, which may have been closed and its place taken
+	due    fleet.Time
+}
+
+// expect foresees the first token of a request that will not tell of it.
+func (m *meter) expect(j *Job, due fleet.Time) {
+	if n := len(m.silent); n > 0 {
+		due = max(due, m.silent[n-1].due)
+	}
+	m.silent = append(m.silent, silent{j, j.serial, due})
+}
+
+// settle lets those decode whose first token should have come.
+func (m *meter) settle() {
+	n := 0
+	for n < len(m.silent) && m.silent[n].due <= m.now {
+		if q := m.silent[n]; q.job.open && q.job.serial == q.serial && !q.job.decoding {
+			m.arrived(q.job)
+			m.join(q.job)
+			q.job.guessed = true
+			m.from = m.now
+		}
+		n++
+	}
+	if n > 0 {
+		m.silent = append(m.silent[:0], m.silent[n:]...)
+	}
+}
 
 // pass lets the meter run on to now under the believed step.
 func (m *meter) pass(now fleet.Time, s *Step, f *fading) {
@@ -111,6 +146,7 @@ func (m *meter) pass(now fleet.Time, s *Step, f *fading) {
 	fade := f.share
 	m.prefill *= fade
 	m.arrivals *= fade
+	m.settle()
 }
 
 // sent counts a request that has been dispatched.

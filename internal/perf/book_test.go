@@ -225,6 +225,36 @@ func TestBookKeepsCount(t *testing.T) {
 	}
 }
 
+// What comes whole counts as prompt work only while its prompt is computed.
+func TestSilentRequestsDecodeWhenTheyShould(t *testing.T) {
+	b, _ := rig(qwen, qwen)
+	var jobs [2]Job
+	var l Load
+	b.Load(0, 0, 0, UsageUnknown, &l)
+	b.Sent(0, 0, Ask{Prompt: 8000, Silent: true}, 0, &l, &jobs[0])
+	b.Load(0, 0, 0, UsageUnknown, &l)
+	b.Sent(0, 0, Ask{Prompt: 100, Silent: true}, 0, &l, &jobs[1])
+	due := seconds(jobs[0].ttft)
+	for _, c := range []struct {
+		at              time.Duration
+		ahead, decoding int
+	}{{due / 2, 2, 0}, {due + time.Millisecond, 1, 1}, {2 * time.Second, 0, 2}} {
+		b.Load(fleet.Time(c.at), 0, 0, UsageUnknown, &l)
+		if l.Ahead != c.ahead || l.Decoding != c.decoding {
+			t.Errorf("after %v: %d ahead and %d decoding, want %d and %d", c.at, l.Ahead, l.Decoding, c.ahead, c.decoding)
+		}
+	}
+	lessons := b.Standing(0).Lessons
+	b.Done(fleet.Time(5*time.Second), &jobs[0], Ask{}, told(300))
+	b.Drop(fleet.Time(5*time.Second), &jobs[1])
+	if got := b.Standing(0).Lessons; got != lessons {
+		t.Error("learnt from a first token that nobody saw")
+	}
+	if backlog, active := b.Backlog(0); backlog != 0 || active != 0 {
+		t.Errorf("left over: backlog %d, active %d", backlog, active)
+	}
+}
+
 func TestLengthsFollowWhoAsks(t *testing.T) {
 	b := NewBook()
 	b.Add(0, 0, qwen, fleet.Limits{})

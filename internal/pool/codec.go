@@ -186,6 +186,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Uint(uint64(ev.Owner))
 	e.Fixed(uint64(ev.Adapter))
 	e.Bool(ev.Loadable)
+	e.Bool(ev.Silent)
 	e.Uint(uint64(len(ev.Chain)))
 	for _, k := range ev.Chain {
 		e.Fixed(uint64(k))
@@ -195,7 +196,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 func decodeArrive(d *journal.Decoder) *Arrive {
 	ev := &Arrive{
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
-		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(),
+		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(), Silent: d.Bool(),
 	}
 	const keyBytes = 8
 	for range d.Len(keyBytes) {

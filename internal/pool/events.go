@@ -75,6 +75,8 @@ type Arrive struct {
 	// the request continues; NoEndpoint when any can.
 	Owner   fleet.EndpointID
 	Adapter fleet.Adapter // the LoRA adapter it names; NoAdapter for the base model
+	// Silent says that the answer comes whole: nothing tells of its first token.
+	Silent bool
 	// Loadable says that whoever sends the request can have its adapter loaded, so
 	// that an endpoint without it will do.
 	Loadable bool

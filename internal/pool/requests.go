@@ -357,7 +357,7 @@ func (b *Brain) look(r *request) {
 
 // ask is r as the book of speeds sees it.
 func (r *request) ask() perf.Ask {
-	return perf.Ask{Key: stat.Mix64(uint64(r.Terms.Tenant)) ^ uint64(r.Adapter), SLO: r.Terms.SLO, Prompt: r.Prompt, MaxOut: r.MaxOut}
+	return perf.Ask{Key: stat.Mix64(uint64(r.Terms.Tenant)) ^ uint64(r.Adapter), SLO: r.Terms.SLO, Silent: r.Silent, Prompt: r.Prompt, MaxOut: r.MaxOut}
 }
 
 // release takes r off its endpoint.
