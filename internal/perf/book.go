@@ -19,6 +19,7 @@ type Book struct {
 	classes []*class
 	slots   []slot
 	lengths Lengths
+	serial  uint64 // of the job opened last
 }
 
 type slot struct {
@@ -203,8 +204,8 @@ func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, 
 	}
 	step := s.believed()
 	j.under, j.vague = step.under(l, step.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}))
-	s.meter.serial++
-	j.serial = s.meter.serial
+	b.serial++
+	j.serial = b.serial
 	s.meter.sent(j, &step)
 	s.slo = a.SLO
 	if a.Silent {

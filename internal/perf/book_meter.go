@@ -71,9 +71,9 @@ type meter struct {
 	arrivals float64    // prompts per second
 
 	// The request that had its first token last, for telling those of one step.
-	latest               *Job
-	latestAt             fleet.Time
-	latestSerial, serial uint64
+	latest       *Job
+	latestAt     fleet.Time
+	latestSerial uint64
 
 	silent []silent // those of whose first token nothing will tell, in the order they are due
 }
