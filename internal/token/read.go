@@ -27,6 +27,13 @@ func unsupported(part, format string, args ...any) error {
 // maxIDs bounds what a file can make us allocate: ids are indexes of a table.
 const maxIDs = 1 << 22
 
+// How often text may be rewritten, and how long what is put in may be in bytes:
+// each step makes a text so much longer.
+const (
+	maxRewrites = 4
+	maxRewrite  = 16
+)
+
 // file is tokenizer.json as Hugging Face's tokenizers write it. Truncation and
 // padding are left out: engines turn them off.
 type file struct {
@@ -217,7 +224,7 @@ func (t *Tokenizer) readMetaspace(p *part) error {
 	if scheme != "never" && !t.meta.first && !t.meta.always {
 		return unsupported("pre_tokenizer.prepend_scheme", "%q", scheme)
 	}
-	if p.Replacement == "" || p.Replacement == " " {
+	if p.Replacement == "" || p.Replacement == " " || len(p.Replacement) > maxRewrite {
 		return unsupported("pre_tokenizer.replacement", "%q", p.Replacement)
 	}
 	return nil
@@ -249,7 +256,7 @@ func (t *Tokenizer) readNormalizer(f *file) error {
 		default:
 			return unsupported(at, "%q", p.Type)
 		}
-		if last := t.rewrites[len(t.rewrites)-1]; !settled(last.to) {
+		if last := t.rewrites[len(t.rewrites)-1]; !settled(last.to) || len(last.to) > maxRewrite || len(t.rewrites) > maxRewrites {
 			return unsupported(at, "%q with %q", p.Type, last.to)
 		}
 	}
@@ -285,6 +292,11 @@ func (t *Tokenizer) readPost(f *file) error {
 				t.before = append(t.before, p.Specials[s.Special.ID].IDs...)
 			case s.Special != nil:
 				t.after = append(t.after, p.Specials[s.Special.ID].IDs...)
+			}
+		}
+		for _, id := range slices.Concat(t.before, t.after) {
+			if int(id) >= t.Size() {
+				return unsupported(at, "a template with the unknown id %d", id)
 			}
 		}
 		if texts != 1 {

@@ -33,11 +33,13 @@ type metaspace struct {
 	split         bool // words are merged each on its own
 }
 
-// maxText is the longest text that is encoded, in bytes.
-const maxText = 1 << 28
+// maxText is the longest text that is encoded, in bytes: some four million
+// tokens. Merging takes up to 40 bytes for each of them.
+const maxText = 1 << 24
 
 // Encoder encodes text, one at a time. It remembers short words and keeps its
-// buffers, about half a megabyte, so that it allocates nothing after a while.
+// buffers, half a megabyte and what the longest text took, so that it allocates
+// nothing after a while.
 type Encoder struct {
 	t     *Tokenizer
 	ids   []uint32
@@ -72,7 +74,7 @@ func (t *Tokenizer) Around() (before, after []uint32) { return t.before, t.after
 // Encode appends the tokens of text to dst. Special tokens spelt out in text
 // become themselves. It reports false, and appends nothing, when it does not know
 // what the model's own tokenizer would do: text that is no UTF-8, text longer
-// than 256 MiB, and accents that would have to be composed first.
+// than 16 MiB, and accents that would have to be composed first.
 func (e *Encoder) Encode(dst []uint32, text string) ([]uint32, bool) {
 	t := e.t
 	if len(text) > maxText || !utf8.ValidString(text) || t.nfc && !settled(text) {
