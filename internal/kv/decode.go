@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 )
 
 // ErrPayload says that a payload is not a batch of KV events, or is cut short.
@@ -133,12 +134,8 @@ func (e *Event) judge() Fault {
 	if len(e.Tokens) > 0 && e.Spec.Chained() && (e.BlockSize == 0 || len(e.Tokens)%e.BlockSize != 0 || len(e.Tokens)/e.BlockSize != len(e.Blocks)) {
 		return FaultTokenCount
 	}
-	if e.HasParent {
-		for _, h := range e.Blocks {
-			if h == e.Parent {
-				return FaultOwnParent
-			}
-		}
+	if e.HasParent && slices.Contains(e.Blocks, e.Parent) {
+		return FaultOwnParent
 	}
 	return FaultNone
 }
