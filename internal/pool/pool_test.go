@@ -171,8 +171,8 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			m.step(t, &Arrive{
 				Req: m.next, Prompt: fleet.Tokens(rapid.IntRange(1, 5000).Draw(t, "prompt")),
 				Chain: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "chain")), KeyTokens: 64,
-				Terms:   fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
-				Silent: rapid.Bool().Draw(t, "silent"), Owner:   fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
+				Terms:  fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
+				Silent: rapid.Bool().Draw(t, "silent"), Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
 				Adapter: fleet.Adapter(max(rapid.IntRange(-3, 3).Draw(t, "lora"), 0)),
 			})
 		},
