@@ -42,9 +42,6 @@ var accelerators = []Accelerator{
 // Accelerators returns the data sheets known without asking, the default first.
 func Accelerators() []Accelerator { return slices.Clone(accelerators) }
 
-// AcceleratorNames returns the names of Accelerators, the default first.
-func AcceleratorNames() []string { return namesOf(accelerators) }
-
 func namesOf(list []Accelerator) []string {
 	names := make([]string, len(list))
 	for i, a := range list {

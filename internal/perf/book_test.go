@@ -278,12 +278,12 @@ func TestLengthsFollowWhoAsks(t *testing.T) {
 func BenchmarkBook(b *testing.B) {
 	book, _ := rig(qwen, qwen)
 	now := fleet.Time(0)
+	var l Load
+	var j Job
 	b.ReportAllocs()
 	for b.Loop() {
-		var j Job
 		a := Ask{Key: 1, Prompt: 1000}
 		now = now.Add(time.Millisecond)
-		var l Load
 		book.Load(now, 0, 0, -1, &l)
 		book.Sent(now, 0, a, 200, &l, &j)
 		now = now.Add(50 * time.Millisecond)

@@ -121,13 +121,10 @@ func (m *machine) anyFlight(t *rapid.T, dispatched bool) (fleet.ReqID, int, bool
 func TestBrainKeepsItsLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := Default()
-		c.Policy = rapid.SampledFrom([]route.Spec{
-			{Name: "prefix-affinity"},
-			{Name: "random"},
-			{Name: "p2c"},
-			{Name: "round-robin"},
-			{Name: "weighted", Weights: map[string]float64{"prefix": 3, "queue": 2}},
-		}).Draw(t, "policy")
+		c.Policy.Name = rapid.SampledFrom(route.Names()).Draw(t, "policy")
+		if c.Policy.Name == "weighted" {
+			c.Policy.Weights = map[string]float64{"prefix": 3, "queue": 2}
+		}
 		c.Room.MaxInFlight = rapid.IntRange(1, 3).Draw(t, "inflight")
 		c.Queue.MaxRequests = rapid.IntRange(0, 3).Draw(t, "queue")
 		c.Queue.MaxWait = 5 * time.Second
@@ -188,6 +185,10 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			case fleet.PhaseProgress:
 				l.Output = fleet.Tokens(rapid.IntRange(0, 500).Draw(t, "out"))
 			case fleet.PhaseDone:
+				l.Usage = fleet.Usage{
+					Known: rapid.Bool().Draw(t, "told"), Prompt: 500,
+					Cached: fleet.Tokens(rapid.IntRange(-1, 500).Draw(t, "cached")), Output: fleet.Tokens(rapid.IntRange(0, 300).Draw(t, "out")),
+				}
 				delete(m.flights, id)
 			case fleet.PhaseFailed:
 				l.Failure = fleet.Failure(rapid.IntRange(int(fleet.FailConnect), int(fleet.FailClient)).Draw(t, "failure"))
@@ -209,7 +210,13 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			m.step(t, &Gone{Req: id})
 		},
 		"endpoint": func(t *rapid.T) {
+			steps := []perf.Step{
+				{}, {Base: 14e-3, PerSeq: 50e-6, PerKV: 57e-9, PerPrompt: 60e-6, PerPair: 3e-9, Shadow: 200},
+				{Base: 8e-3, PerSeq: 20e-6, PerPrompt: 20e-6, Experts: 9e-3, Touch: 1.0 / 32},
+			}
 			m.step(t, &Endpoint{
+				Variant: uint64(rapid.IntRange(0, 2).Draw(t, "variant")), Step: rapid.SampledFrom(steps).Draw(t, "step"),
+				Limits:   fleet.Limits{KVTokens: fleet.Tokens(rapid.SampledFrom([]int{0, 1000, 300_000}).Draw(t, "kv"))},
 				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")),
 				Change: rapid.SampledFrom([]Change{EndpointUp, EndpointUp, EndpointDrain, EndpointGone}).Draw(t, "change"),
 			})

@@ -132,10 +132,6 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Complete returns the options with what was left open filled in, as far as it is
-// known.
-func (o Options) Complete() Options { return o.withDefaults() }
-
 // Physics returns what a Server of these options runs on, and what it can hold,
 // for running its engine in virtual time.
 func (o Options) Physics() (enginesim.Physics, fleet.Limits, error) {
