@@ -211,7 +211,8 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 		},
 		"endpoint": func(t *rapid.T) {
 			steps := []perf.Step{
-				{}, {Base: 14e-3, PerSeq: 50e-6, PerKV: 57e-9, PerPrompt: 60e-6, PerPair: 3e-9, Shadow: 200},
+				{},
+				{Base: 14e-3, PerSeq: 50e-6, PerKV: 57e-9, PerPrompt: 60e-6, PerPair: 3e-9, Shadow: 200},
 				{Base: 8e-3, PerSeq: 20e-6, PerPrompt: 20e-6, Experts: 9e-3, Touch: 1.0 / 32},
 			}
 			m.step(t, &Endpoint{
