@@ -283,9 +283,14 @@ func kindName(k EventKind) string {
 	return [...]string{Stored: "BlockStored", Removed: "BlockRemoved", Cleared: "AllBlocksCleared"}[k]
 }
 
+// specName names s, so that reading it gives s again: a spec nobody knows must
+// not come back as none, which would be a chain of prefixes.
 func specName(s Spec) []byte {
-	if s == SpecUnsaid || int(s) >= len(specNames) {
+	switch {
+	case s == SpecUnsaid:
 		return nil
+	case int(s) < len(specNames):
+		return []byte(specNames[s])
 	}
-	return []byte(specNames[s])
+	return []byte("other")
 }

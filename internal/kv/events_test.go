@@ -469,6 +469,7 @@ func BenchmarkDecode(b *testing.B) {
 func FuzzDecode(f *testing.F) {
 	for c := range Encodings {
 		f.Add(typical(c)[:min(400, len(typical(c)))])
+		f.Add(c.AppendBatch(nil, 2, 1, []Event{{Kind: Stored, Spec: SpecOther, BlockSize: 48, Blocks: []EngineKey{9}, Tokens: []uint32{4}}}))
 		f.Add(c.AppendBatch(nil, 2, 1, []Event{{Kind: Stored, BlockSize: 1, Blocks: []EngineKey{9}, Tokens: []uint32{4}}, {Kind: Removed, Blocks: []EngineKey{9}}, {Kind: Cleared}}))
 	}
 	for _, bomb := range bombs()[:7] {
