@@ -1,10 +1,13 @@
 package enginesim
 
+import "penstock.dev/penstock/internal/kv"
+
 // run is an extent of consecutive full blocks in the radix tree: the keys of
 // one chain, or of several chains as far as they agree. Because keys are
 // cumulative, equal keys at a depth mean equal chains up to there.
 type run struct {
-	keys   []uint64 // aliases the chain of the request that published it
+	keys   []uint64 // a part of chain
+	chain  []uint64 // of the request that published it, from its first block on
 	start  int      // depth in blocks of keys[0]
 	parent *run     // the run before it; nil at depth 0
 	kids   int      // runs that follow directly
@@ -30,7 +33,13 @@ type blocks struct {
 	// a search.
 	lru     run
 	spare   *run // recycled runs, linked by parent
+	stored  uint64
 	evicted uint64
+
+	tier   kv.Tier
+	log    *blockLog // nil: nobody wants to know
+	below  *blocks   // where evicted blocks are kept; nil: nowhere
+	keeper sequence  // see keep
 }
 
 func newBlocks(total int) *blocks {
@@ -116,7 +125,7 @@ func (b *blocks) ref(s *sequence, r *run) {
 // stays the lower part, so that sequences that end in it still do.
 func (b *blocks) split(r *run, n int) *run {
 	upper := b.take()
-	*upper = run{keys: r.keys[:n], start: r.start, parent: r.parent, kids: 1, refs: r.refs}
+	*upper = run{keys: r.keys[:n], chain: r.chain, start: r.start, parent: r.parent, kids: 1, refs: r.refs}
 	r.keys, r.start, r.parent = r.keys[n:], r.start+n, upper
 	b.heads[upper.keys[0]] = upper
 	b.heads[r.keys[0]] = r
@@ -145,6 +154,9 @@ func (b *blocks) evict(n int) {
 		r := b.lru.newer
 		k := min(n, len(r.keys))
 		n -= k
+		if b.log != nil || b.below != nil {
+			b.leave(r, k)
+		}
 		b.idle -= k
 		if k < len(r.keys) {
 			r.keys = r.keys[:len(r.keys)-k]
@@ -158,6 +170,26 @@ func (b *blocks) evict(n int) {
 		*r = run{parent: b.spare}
 		b.spare = r
 	}
+}
+
+// leave tells of the last k blocks of r, which are to be evicted, and hands them
+// down. They are stored below before they are gone here.
+func (b *blocks) leave(r *run, k int) {
+	end := r.start + len(r.keys)
+	if b.below != nil {
+		b.below.keep(nobody, 0, r.chain[:end])
+	}
+	if b.log != nil {
+		b.log.removed(b.tier, r.keys[len(r.keys)-k:])
+	}
+}
+
+// clear evicts all idle blocks for good, and does not tell.
+func (b *blocks) clear() {
+	log, below := b.log, b.below
+	b.log, b.below = nil, nil
+	b.evict(b.idle)
+	b.log, b.below = log, below
 }
 
 // publish turns s's first n blocks, all full, from private into shared. A
@@ -179,13 +211,17 @@ func (b *blocks) publish(s *sequence, n int) {
 		b.private -= len(chain)
 		b.used += len(chain)
 		b.held += len(chain)
+		b.stored += uint64(len(chain))
+		if b.log != nil {
+			b.log.stored(b.tier, s.id, s.chain[:n], s.published)
+		}
 		s.published = n
 		if t := s.tail; t != nil && t.owner == s.serial && t.refs == 1 && t.kids == 0 {
-			t.keys = s.chain[t.start:n]
+			t.keys, t.chain = s.chain[t.start:n], s.chain
 			return
 		}
 		r := b.take()
-		*r = run{keys: chain, start: n - len(chain), parent: s.tail, refs: 1, owner: s.serial}
+		*r = run{keys: chain, chain: s.chain, start: n - len(chain), parent: s.tail, refs: 1, owner: s.serial}
 		if s.tail != nil {
 			s.tail.kids++
 		}

@@ -3,6 +3,7 @@ package enginesim
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,12 +17,24 @@ func contains(s, part string) bool { return strings.Contains(s, part) }
 // check verifies everything that must hold of e between calls.
 func (e *Engine) check() error {
 	b := e.blocks
+	for i, t := range e.shelves {
+		if err := t.check(e, i); err != nil {
+			return fmt.Errorf("tier %d: %w", t.blocks.tier, err)
+		}
+	}
 	if b.private < 0 || b.used < 0 || b.idle < 0 || b.free() < 0 {
 		return fmt.Errorf("a count is negative: private %d, used %d, idle %d, free %d", b.private, b.used, b.idle, b.free())
 	}
 	refs, private, slots := map[*run]int{}, 0, map[string]int{}
-	for _, s := range e.running {
-		if s.adapter != "" {
+	holders := slices.Clone(e.running)
+	for _, l := range e.loads {
+		if !l.s.queued() || l.s.load != l || e.byID[l.s.id] != l.s {
+			return fmt.Errorf("request %d loads but does not wait", l.s.id)
+		}
+		holders = append(holders, l.s)
+	}
+	for _, s := range holders {
+		if s.adapter != "" && s.load == nil {
 			slots[s.adapter]++
 		}
 		depth := 0
@@ -40,6 +53,29 @@ func (e *Engine) check() error {
 	if !maps.Equal(slots, e.slots) || e.config.MaxAdapters > 0 && len(slots) > e.config.MaxAdapters {
 		return fmt.Errorf("slots %v, running %v of at most %d", e.slots, slots, e.config.MaxAdapters)
 	}
+	if private != b.private {
+		return fmt.Errorf("counted private %d, kept %d", private, b.private)
+	}
+	return b.checkRuns(refs)
+}
+
+// check verifies what must hold of the i-th tier below the GPU.
+func (t *shelf) check(e *Engine, i int) error {
+	refs := map[*run]int{}
+	for _, l := range e.loads {
+		for r := l.reads[i].tail; r != nil; r = r.parent {
+			refs[r]++
+		}
+	}
+	b := t.blocks
+	if b.private != 0 || b.free() < 0 || b.idle < 0 || b.used < 0 {
+		return fmt.Errorf("private %d, used %d, idle %d of %d", b.private, b.used, b.idle, b.total)
+	}
+	return b.checkRuns(refs)
+}
+
+// checkRuns verifies the tree of runs, of which those given are held so often.
+func (b *blocks) checkRuns(refs map[*run]int) error {
 	used, idle, kids := 0, 0, map[*run]int{}
 	for key, r := range b.heads {
 		if r.keys[0] != key {
@@ -47,6 +83,9 @@ func (e *Engine) check() error {
 		}
 		if r.refs != refs[r] {
 			return fmt.Errorf("run %x has %d references, %d sequences hold it", key, r.refs, refs[r])
+		}
+		if end := r.start + len(r.keys); len(r.chain) < end || !slices.Equal(r.chain[r.start:end], r.keys) {
+			return fmt.Errorf("run %x is not a part of its chain", key)
 		}
 		if r.refs > 0 {
 			used += len(r.keys)
@@ -68,8 +107,8 @@ func (e *Engine) check() error {
 			return fmt.Errorf("run %x counts %d children, has %d", r.keys[0], r.kids, kids[r])
 		}
 	}
-	if private != b.private || used != b.used || idle != b.idle {
-		return fmt.Errorf("counted private %d used %d idle %d, kept %d %d %d", private, used, idle, b.private, b.used, b.idle)
+	if used != b.used || idle != b.idle {
+		return fmt.Errorf("counted used %d idle %d, kept %d %d", used, idle, b.used, b.idle)
 	}
 	for gone, r := map[*run]int{}, b.lru.newer; r != &b.lru; r = r.newer {
 		if r.kids != gone[r] {

@@ -13,4 +13,8 @@
 // gives up all of its own and later computes again whatever was evicted.
 // Requests for LoRA adapters also wait for one of a few slots, and others may
 // pass them. Data-parallel ranks that share experts share a clock: see Lockstep.
+//
+// Below the GPU there may be tiers that keep what it evicts: see Offload. What
+// happens to blocks at each tier can be told as the events that engines send: see
+// TakeEvents.
 package enginesim

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -29,6 +30,10 @@ type Engine struct {
 	plan          []fleet.Time // see glide
 	set           *Lockstep    // whose clock it steps by; nil for its own
 
+	shelves []*shelf // tiers below the GPU, fastest first
+	loads   []*load  // of waiting requests, in order of their beginning
+	log     *blockLog
+
 	undelivered []Output // of steps that ended during Submit or Abort
 	serial      uint64
 	spare       []*sequence
@@ -46,6 +51,11 @@ func New(c Config) (*Engine, error) {
 		byID:   make(map[fleet.ReqID]*sequence),
 		slots:  make(map[string]int),
 	}
+	if c.Events {
+		e.log = &blockLog{describe: c.Describe}
+		e.blocks.log = e.log
+	}
+	e.shelves = newShelves(c.Offload, e.log)
 	e.waiting.init()
 	return e, nil
 }
@@ -69,7 +79,7 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	e.catchUp(now)
 	if e.set != nil {
 		e.set.wake(now)
-	} else if !e.stepping && e.waiting.n == 0 {
+	} else if !e.stepping && (e.waiting.n == 0 || e.stuck) {
 		e.ready = max(e.ready, now)
 	}
 	s := e.take()
@@ -82,8 +92,8 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	}
 	e.byID[r.ID] = s
 	e.waiting.pushBack(s)
-	if e.config.MaxAdapters > 0 {
-		e.stuck = false // it may go past those that wait for a slot
+	if e.config.MaxAdapters > 0 || len(e.loads) > 0 {
+		e.stuck = false // it may go past those that wait for a slot or a load
 	}
 	return nil
 }
@@ -99,22 +109,38 @@ func (e *Engine) Abort(now fleet.Time, id fleet.ReqID) bool {
 	}
 	if s.queued() {
 		e.waiting.remove(s)
+		if s.load != nil {
+			e.endLoad(s.load)
+		}
 	} else {
 		e.dropRunning(s)
 		e.blocks.release(s)
 	}
 	e.stats.Finished[NotFinished]++
 	e.forget(s)
+	e.rouse(now)
 	return true
 }
 
-// DropCache forgets all cached blocks, as after a change of weights. Blocks
-// that sequences hold cannot be forgotten: unless preempt is set, which sends
-// all that run back to the head of the queue, it then changes nothing and
-// returns false.
+// rouse lets a step begin at now, if none is in flight: waiting requests may
+// have the room that something else has left.
+func (e *Engine) rouse(now fleet.Time) {
+	switch {
+	case e.stepping:
+	case e.set != nil:
+		e.set.ready = max(e.set.ready, now)
+	default:
+		e.ready = max(e.ready, now)
+	}
+}
+
+// DropCache forgets all cached blocks of all tiers, as after a change of
+// weights. Blocks that sequences hold cannot be forgotten: unless preempt is
+// set, which sends all that run back to the head of the queue and breaks off
+// loads, it then changes nothing and returns false.
 func (e *Engine) DropCache(now fleet.Time, preempt bool) bool {
 	e.catchUp(now)
-	if len(e.running) > 0 && !preempt {
+	if len(e.running)+len(e.loads) > 0 && !preempt {
 		return false
 	}
 	for n := len(e.running); n > 0; n-- {
@@ -125,7 +151,18 @@ func (e *Engine) DropCache(now fleet.Time, preempt bool) bool {
 		})
 		e.preempt(victim)
 	}
-	e.blocks.evict(e.blocks.idle)
+	for len(e.loads) > 0 {
+		e.endLoad(e.loads[0])
+	}
+	e.blocks.clear()
+	for _, t := range e.shelves {
+		t.blocks.clear()
+	}
+	if e.log != nil {
+		e.stamp(now)
+		e.log.add(kv.Event{Kind: kv.Cleared}, nil)
+	}
+	e.rouse(now)
 	return true
 }
 
@@ -149,7 +186,7 @@ func (e *Engine) Advance(until fleet.Time, out []Output) ([]Output, fleet.Time) 
 	case e.stepping:
 		return out, e.ends
 	case e.waiting.n > 0:
-		return out, e.ready
+		return out, e.due(e.ready)
 	}
 	return out, fleet.Never
 }
@@ -172,7 +209,12 @@ func (e *Engine) advance(until fleet.Time, out []Output) []Output {
 				return out
 			}
 			if out = e.begin(out); !e.stepping {
-				return out
+				due := e.due(e.ready)
+				if e.waiting.n == 0 || due > until {
+					return out
+				}
+				e.ready = due
+				continue
 			}
 		}
 		if e.glide(until); e.ends > until {
@@ -190,6 +232,7 @@ func (e *Engine) Stats() Stats {
 	s.UsedBlocks = e.blocks.private + e.blocks.used
 	s.CachedBlocks = e.blocks.idle
 	s.EvictedBlocks = e.blocks.evicted
+	s.CPU, s.Disk = e.tierStats(0), e.tierStats(1)
 	return s
 }
 
@@ -243,6 +286,9 @@ type sequence struct {
 	admitted  fleet.Time
 	expected  int  // tokens of its prompt that it will not compute, once foreseen
 	foreseen  bool // while it waits; see State
+
+	load *load  // it waits for this one to end
+	from [2]int // of the cached blocks, how many came from each shelf
 
 	held      int  // blocks, private and published
 	published int  // of those, in the tree

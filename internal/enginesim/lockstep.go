@@ -59,7 +59,7 @@ func (l *Lockstep) wake(now fleet.Time) {
 		return
 	}
 	for _, e := range l.ranks {
-		if e.waiting.n > 0 {
+		if e.waiting.n > 0 && !e.stuck {
 			return // the step that it waits for begins at l.ready
 		}
 	}
@@ -74,12 +74,18 @@ func (l *Lockstep) next() fleet.Time {
 	case l.stepping:
 		return l.ends
 	}
+	return l.due()
+}
+
+// due is when a step may begin, when none is in flight.
+func (l *Lockstep) due() fleet.Time {
+	t := fleet.Never
 	for _, e := range l.ranks {
 		if e.waiting.n > 0 {
-			return l.ready
+			t = min(t, e.due(l.ready))
 		}
 	}
-	return fleet.Never
+	return t
 }
 
 // advance runs all ranks up to and including time until. What happens is kept
@@ -91,7 +97,12 @@ func (l *Lockstep) advance(until fleet.Time) {
 				return
 			}
 			if l.begin(); !l.stepping {
-				return
+				due := l.due()
+				if due > until {
+					return
+				}
+				l.ready = due
+				continue
 			}
 		}
 		if l.glide(until); l.ends > until {
@@ -165,9 +176,12 @@ func (l *Lockstep) glide(until fleet.Time) {
 		for _, e := range l.ranks {
 			steps = min(steps, e.unchanged())
 		}
-		t := l.ends
+		t, loaded := l.ends, fleet.Never
+		for _, e := range l.ranks {
+			loaded = min(loaded, e.loaded())
+		}
 		l.plan = append(l.plan, t)
-		for i := range steps {
+		for i := 0; i < steps && t < loaded; i++ {
 			t = t.Add(l.stepTime(i + 1))
 			l.plan = append(l.plan, t)
 		}
@@ -179,7 +193,7 @@ func (l *Lockstep) glide(until fleet.Time) {
 	l.steps += uint64(skip)
 	l.started, l.ends = l.plan[skip-1], l.plan[skip]
 	for _, e := range l.ranks {
-		e.skip(skip, l.started, l.ends)
+		e.skip(l.plan[:skip+1])
 	}
 	l.plan = slices.Delete(l.plan, 0, skip)
 }

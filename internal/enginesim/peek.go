@@ -60,6 +60,7 @@ func (e *Engine) Expected(chain []uint64, prompt fleet.Tokens) fleet.Tokens {
 func (e *Engine) expected(chain []uint64, known int, until *sequence) int {
 	chain = chain[:min((known-1)/blockTokens, len(chain))]
 	n, _ := e.blocks.match(chain)
+	n = e.below(chain, n)
 	longer := func(s *sequence) {
 		if len(chain) > n && len(s.chain) > n && s.chain[n] == chain[n] {
 			n = (&run{keys: s.chain}).agree(chain)

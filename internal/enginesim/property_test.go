@@ -1,6 +1,7 @@
 package enginesim
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -72,11 +73,12 @@ func act(t *rapid.T, c Config, deeds []deed) (out []Output, aborted map[fleet.Re
 		t.Fatal(err)
 	}
 	aborted = map[fleet.ReqID]bool{}
+	m := newMirror(c)
 	next := fleet.Never
 	advance := func(to fleet.Time) {
 		before := len(out)
 		out, next = e.Advance(to, out)
-		if err := e.check(); err != nil {
+		if err := errors.Join(e.check(), m.follow(e)); err != nil {
 			t.Fatalf("at %v: %v", time.Duration(to), err)
 		}
 		for _, o := range out[before:] {

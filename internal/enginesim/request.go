@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 )
 
 // Reason says how a request ended.
@@ -66,13 +67,14 @@ type Output struct {
 	// the end of a request are reported.
 	Tokens   fleet.Tokens
 	Cached   fleet.Tokens // prompt tokens found in the cache at first admission
+	FromCPU  fleet.Tokens // of those, how many had to be loaded from CPU memory
+	FromDisk fleet.Tokens // and from disk
 	First    bool         // this is the request's first report of tokens
 	Finish   Reason       // how it ended; NotFinished while it goes on
 	Admitted fleet.Time   // when it was first scheduled
 }
 
-// Config describes an engine. All fields but MaxAdapters and EveryToken are
-// required.
+// Config describes an engine. The fields up to BudgetTokens are required.
 type Config struct {
 	Physics      Physics
 	KVTokens     fleet.Tokens // capacity; rounded down to whole blocks
@@ -83,6 +85,15 @@ type Config struct {
 	// Without it steps that only decode are run through without looking at each
 	// sequence, which is how a simulator wants it; times are the same.
 	EveryToken bool
+	Offload    Offload
+	// Events makes the engine note what happens to blocks; see TakeEvents.
+	Events bool
+	// Describe fills in what of a kv.Stored event only whoever submitted the
+	// request knows: tokens, adapter, salt. The event's blocks are the request's
+	// from depth on, a number of blocks. It must not call the engine, and what it
+	// puts into the event must last until the event has been taken. It may be nil,
+	// and is not called for blocks that go to disk.
+	Describe func(id fleet.ReqID, depth int, ev *kv.Event)
 }
 
 func (c Config) validate() error {
@@ -97,6 +108,13 @@ func (c Config) validate() error {
 	check(c.MaxSeqs > 0, "MaxSeqs", c.MaxSeqs, "above 0")
 	check(c.BudgetTokens > 0, "BudgetTokens", c.BudgetTokens, "above 0")
 	check(c.MaxAdapters >= 0, "MaxAdapters", c.MaxAdapters, "0 or more")
+	o := c.Offload
+	check(o.CPU.Tokens >= 0 && o.Disk.Tokens >= 0, "Offload", o.CPU.Tokens, "0 tokens or more")
+	check(o.Disk.Tokens == 0 || o.CPU.Tokens >= BlockTokens, "Offload.CPU.Tokens", o.CPU.Tokens, "at least a block above a disk")
+	check(o.CPU.Tokens == 0 || o.KVBytes > 0, "Offload.KVBytes", o.KVBytes, "above 0")
+	for _, s := range []Store{o.CPU, o.Disk} {
+		check(s.Tokens == 0 || s.Bandwidth > 0 && s.Latency >= 0, "Offload.Bandwidth", s.Bandwidth, "above 0, and Latency 0 or more")
+	}
 	return errors.Join(errs...)
 }
 
@@ -130,6 +148,8 @@ type Stats struct {
 	EvictedBlocks    uint64
 	Steps            uint64
 	Busy             time.Duration // time spent in finished steps
+
+	CPU, Disk TierStats
 }
 
 // KVUsage returns the share of blocks held by sequences, 0 to 1.

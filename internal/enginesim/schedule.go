@@ -23,11 +23,16 @@ func (e *Engine) begin(out []Output) []Output {
 func (e *Engine) form(out []Output) []Output {
 	e.batch = Batch{Step: e.stats.Steps}
 	e.plan = e.plan[:0]
+	e.stamp(e.ready)
+	if len(e.loads) > 0 {
+		e.finishLoads()
+	}
 	budget := int(e.config.BudgetTokens)
 	preempted := e.stats.Preemptions
 	budget, out = e.scheduleRunning(budget, out)
 	// A step that had to preempt admits nobody: the place would be lost again.
-	if e.stats.Preemptions == preempted && !e.stuck {
+	// None is left running only when loads took the blocks.
+	if (e.stats.Preemptions == preempted || len(e.running) == 0) && !e.stuck {
 		e.admitWaiting(budget)
 	}
 	e.batch.Again = e.again()
@@ -36,7 +41,11 @@ func (e *Engine) form(out []Output) []Output {
 
 // again is Batch.Again of the batch formed: what its sequences hold in common.
 func (e *Engine) again() fleet.Tokens {
-	return min(fleet.Tokens(e.blocks.again())*BlockTokens, e.batch.Context)
+	n := e.blocks.again()
+	if len(e.loads) > 0 {
+		n = max(0, n-e.unread())
+	}
+	return min(fleet.Tokens(n)*BlockTokens, e.batch.Context)
 }
 
 // scheduleRunning gives each running sequence its next tokens, in order of
@@ -64,14 +73,15 @@ func (e *Engine) scheduleRunning(budget int, out []Output) (int, []Output) {
 }
 
 // admitWaiting admits waiting requests in order while places, budget and
-// blocks last. Those whose adapter finds no slot are passed over.
+// blocks last. Those whose adapter finds no slot are passed over, and those that
+// wait for KV to be loaded.
 func (e *Engine) admitWaiting(budget int) {
 	for s := e.waiting.first(); s != &e.waiting.ring; {
 		if budget <= 0 || len(e.running) >= e.config.MaxSeqs {
 			return
 		}
 		next := s.next
-		if !e.slotFor(s) {
+		if s.load != nil || !e.slotFor(s) {
 			s = next
 			continue
 		}
@@ -79,6 +89,17 @@ func (e *Engine) admitWaiting(budget int) {
 		limit := min((s.known()-1)/blockTokens, len(s.chain))
 		hit, idle := e.blocks.match(s.chain[:limit])
 		computed := max(hit*blockTokens, min(s.received, s.known()-1))
+		if len(e.shelves) > 0 {
+			if depth := e.below(s.chain[:limit], hit); depth*blockTokens > computed {
+				if depth-hit > e.blocks.room()-idle {
+					e.stuck = true
+					return
+				}
+				e.startLoad(s, s.chain[:limit], hit, depth)
+				s = next
+				continue
+			}
+		}
 		chunk := min(s.known()-computed, budget)
 		need := ceilDiv(computed+chunk, blockTokens)
 		// Idle blocks that this request is about to use cannot be evicted for it.
@@ -94,9 +115,11 @@ func (e *Engine) admitWaiting(budget int) {
 		e.blocks.acquire(s, hit)
 		if !s.seen {
 			s.seen, s.cached, s.admitted = true, hit*blockTokens, e.ready
+			e.countHits(s, hit)
 			e.stats.PrefixQueries += uint64(s.prompt)
 			e.stats.PrefixHits += uint64(s.cached)
 		}
+		e.writeThrough(s, hit)
 		e.schedule(s, chunk, need)
 		budget -= chunk
 		s = next
@@ -122,6 +145,7 @@ func (e *Engine) schedule(s *sequence, chunk, need int) {
 	if full := (s.computed + chunk) / blockTokens; full > s.published {
 		s.extendChain(full)
 		e.blocks.publish(s, full)
+		e.writeThrough(s, full)
 	}
 }
 
@@ -178,6 +202,7 @@ func (e *Engine) emit(s *sequence, out []Output) []Output {
 	o := Output{
 		At: e.ends, Req: s.id, Tokens: fleet.Tokens(s.generated), Cached: fleet.Tokens(s.cached),
 		First: s.generated == 1, Admitted: s.admitted,
+		FromCPU: fleet.Tokens(s.from[0]) * BlockTokens, FromDisk: fleet.Tokens(s.from[1]) * BlockTokens,
 	}
 	if o.First {
 		e.stats.PromptTokens += uint64(s.prompt)
@@ -214,7 +239,8 @@ func (e *Engine) calm() bool {
 //
 // The outcome is that of single steps, with one exception: sequences that
 // decode the very same chain at the same time merge their copies of a block
-// once per skip, not once per block, and so may evict a few blocks more.
+// once per skip, not once per block, and so may evict a few blocks more. See
+// stride.
 func (e *Engine) glide(until fleet.Time) {
 	if !e.calm() {
 		e.plan = e.plan[:0]
@@ -228,26 +254,40 @@ func (e *Engine) glide(until fleet.Time) {
 	if skip == 0 {
 		return
 	}
-	e.skip(skip, e.plan[skip-1], e.plan[skip])
+	e.skip(e.plan[:skip+1])
 	e.plan = slices.Delete(e.plan, 0, skip)
 }
 
-// skip ends that many steps, the last at started, and puts another like them in
-// flight.
-func (e *Engine) skip(steps int, started, ends fleet.Time) {
+// skip ends the steps that end at all of ends but the last, and puts another like
+// them in flight.
+func (e *Engine) skip(ends []fleet.Time) {
+	steps := len(ends) - 1
 	if len(e.running) > 0 {
-		e.stats.Busy += started.Sub(e.started)
+		e.stats.Busy += ends[steps-1].Sub(e.started)
 	}
 	e.stats.Steps += uint64(steps)
 	e.stats.GenerationTokens += uint64(len(e.running) * steps)
-	e.started, e.ends = started, ends
-	e.batch = Batch{Step: e.stats.Steps}
-	for _, s := range e.running {
-		s.computed += steps
-		s.generated += steps
-		e.schedule(s, 1, ceilDiv(s.computed+1, blockTokens))
+	e.started, e.ends = ends[steps-1], ends[steps]
+	stride := e.stride(steps)
+	for at := stride; at <= steps; at += stride {
+		e.stamp(ends[at-1])
+		e.batch = Batch{Step: e.stats.Steps}
+		for _, s := range e.running {
+			s.computed += stride
+			s.generated += stride
+			e.schedule(s, 1, ceilDiv(s.computed+1, blockTokens))
+		}
 	}
 	e.batch.Again = e.again()
+}
+
+// stride is how many of so many steps are skipped at once: all, unless it
+// matters in which order and when sequences fill their blocks.
+func (e *Engine) stride(steps int) int {
+	if len(e.shelves) > 0 || e.log != nil {
+		return 1
+	}
+	return steps
 }
 
 // unchanged is for how many more steps the running batch surely stays as it is.
@@ -264,12 +304,12 @@ func (e *Engine) unchanged() int {
 }
 
 // makePlan fills the empty e.plan with the ends of the step in flight and of
-// those that follow it unchanged.
+// those that follow it unchanged. A load that ends makes a change.
 func (e *Engine) makePlan() {
 	n, steps := len(e.running), e.unchanged()
-	b, t := e.batch, e.ends
+	b, t, loaded := e.batch, e.ends, e.loaded()
 	e.plan = append(e.plan, t)
-	for range steps {
+	for i := 0; i < steps && t < loaded; i++ {
 		b.Step++
 		b.Context += fleet.Tokens(n)
 		t = t.Add(max(1, e.config.Physics.StepTime(b)))
