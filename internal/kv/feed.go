@@ -230,9 +230,10 @@ func (f *Feed) ask(from uint64) FeedDo {
 }
 
 // begin starts a sequence at b, of which nothing before is known. Publishers
-// start at 0, one at 1; others are whole from when they clear.
+// start at 0. One starts at 1, which looks like another whose first batch is
+// lost: it is whole from when it clears, as are those that start anywhere.
 func (f *Feed) begin(b FeedBatch) FeedDo {
-	f.whole = b.Seq <= 1
+	f.whole = b.Seq == 0
 	f.known, f.next = true, b.Seq
 	return f.apply(b)
 }
