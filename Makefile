@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway
+.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway bench-kv
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,3 +47,7 @@ bench-gateway: build ## Measure what the gateway costs beside HAProxy, 8 minutes
 	@command -v haproxy >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq haproxy >/dev/null; }
 	@go build -o dist/benchgateway ./test/benchgateway
 	@./dist/benchgateway $(FLAGS)
+
+bench-kv: ## Measure the index of blocks with 10 million of them, half a minute; FLAGS=--quick for less
+	@go build -o dist/benchkv ./test/benchkv
+	@./dist/benchkv $(FLAGS)

@@ -97,8 +97,8 @@ func (x *Blocks) SetMax(limit int) { x.max = min(limit, maxRuns) }
 // follows parent; a parent of 0 is none, or unknown. Beyond the maximum, runs
 // that neither Match nor Store has come by for long are evicted.
 //
-// Refused and counted are holders of 1<<20 and more, the 65,536th record of
-// one run, and blocks whose keys collide in 30 bits by the thousand.
+// Refused and counted are holders of 1<<20 and more, more than 32,768 records
+// of one run, and blocks whose keys collide in 30 bits by the thousand.
 func (x *Blocks) Store(holder int, tier Tier, parent Key, keys []Key) {
 	if uint(holder) >= maxHolders || tier > TierOther {
 		x.refused += uint64(len(keys))

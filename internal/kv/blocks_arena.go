@@ -38,8 +38,8 @@ func (p *blockPages) give(page *blockPage) {
 }
 
 // itemClasses is how many sizes of items there are: 1<<class words. The largest
-// are records of 65,536 slots.
-const itemClasses = 18
+// are records of 32,768 slots.
+const itemClasses = 17
 
 // blockAddr is where an item is: chunk<<pageBits | word.
 type blockAddr uint32

@@ -156,6 +156,9 @@ func (x *Blocks) extendOne(s blockSpan, recs []uint64, union uint64, to *Held) b
 	if to.Blocks != s.at {
 		return false
 	}
+	if len(recs) <= 2 {
+		return x.extendBy(s, recs, union, to)
+	}
 	var at [1 << tierBits]uint64
 	have := uint64(0)
 	for i := 0; i < len(recs); i += 2 {
@@ -172,5 +175,19 @@ func (x *Blocks) extendOne(s blockSpan, recs []uint64, union uint64, to *Held) b
 	for tier := range to.At {
 		to.At[tier] += int32(bits.OnesCount64(at[tier] & lowMask(int(n))))
 	}
+	return int(n) == s.n
+}
+
+// extendBy is extendOne for the many holders that have one record, or none.
+func (x *Blocks) extendBy(s blockSpan, recs []uint64, union uint64, to *Held) bool {
+	have, tier := uint64(0), TierShared
+	if len(recs) > 0 && x.tags[recs[0]>>genBits] == recs[0] {
+		have, tier = s.cut(recs[1]), Tier(recs[0]>>genBits&(1<<tierBits-1))
+	}
+	n := leading(have | union)
+	own := int32(bits.OnesCount64(have & lowMask(int(n))))
+	to.Blocks += n
+	to.At[tier] += own
+	to.At[TierShared] += n - own
 	return int(n) == s.n
 }

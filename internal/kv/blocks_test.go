@@ -462,6 +462,27 @@ func TestBlocksWithManyHolders(t *testing.T) {
 	}
 }
 
+// TestBlocksWithTooManyHolders holds that what cannot be recorded is refused and
+// that nothing else is lost.
+func TestBlocksWithTooManyHolders(t *testing.T) {
+	x := NewBlocks(1 << 20)
+	const room, extra = 32768, 5
+	for h := range room + extra {
+		x.Store(h, TierGPU, 0, []Key{7})
+	}
+	if err := x.check(); err != nil {
+		t.Fatal(err)
+	}
+	if s := x.Stats(); s.Refused != extra || !x.Has(room-1, TierGPU, 7) || x.Has(room, TierGPU, 7) {
+		t.Errorf("%d refused, want %d", s.Refused, extra)
+	}
+	x.Clear(3)
+	x.Store(room, TierGPU, 0, []Key{7})
+	if !x.Has(room, TierGPU, 7) {
+		t.Error("the place of one who was cleared is not taken")
+	}
+}
+
 // TestBlocksGrowInPlace holds that decoding, which adds block by block, does
 // not make a run of each.
 func TestBlocksGrowInPlace(t *testing.T) {
