@@ -25,7 +25,11 @@ type simulateCmd struct {
 	Seeds  int       `default:"3" help:"Runs of each policy and load, each with its own noise and ties."`
 	JSON   bool      `name:"json" help:"Print JSON."`
 	HTML   string    `name:"html" type:"path" placeholder:"FILE" help:"Write a report with plots, one self-contained file."`
-	Cache  string    `placeholder:"DIR" help:"Where results of cells are kept, or off (default: the user's cache directory)."`
+
+	CacheCurve bool    `name:"cache-curve" help:"Instead of simulating, print which share of prompts caches of several sizes would hold: a miss-ratio curve."`
+	CurveRate  float64 `name:"curve-rate" default:"0.1" help:"Share of the blocks that --cache-curve looks at, above 0 and at most 1."`
+
+	Cache string `placeholder:"DIR" help:"Where results of cells are kept, or off (default: the user's cache directory)."`
 }
 
 // Help shows examples.
@@ -38,6 +42,7 @@ Examples:
   penstock simulate --trace conversation.jsonl --load 0.7,1,1.3 --replicas 12 --policy all --seeds 5 --html report.html
   penstock simulate --workload shared_prefix.yaml --accelerator H100:3,A100:3,L40S:2
   penstock simulate --workload shared_prefix.yaml --fleet simulate_fleet.yaml --json
+  penstock simulate --trace conversation.jsonl --cache-curve
   penstock simulate --journal decisions.journal --policy prefix-affinity,least-request
 
 A fleet is described by flags, all replicas alike but for their accelerator, or by the
@@ -81,6 +86,9 @@ func (c *simulateCmd) Run(ctx context.Context, s streams) error {
 	e, err := c.experiment()
 	if err != nil {
 		return err
+	}
+	if c.CacheCurve {
+		return c.curve(ctx, s, e)
 	}
 	if e.scene.Cache, err = c.cache(); err != nil {
 		return err

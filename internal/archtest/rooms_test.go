@@ -52,6 +52,7 @@ var rooms = map[string]room{
 	"live":          {may: "@pure", why: "a brain with a lock and a clock, and nothing else"},
 	"engine":        {may: "@pure"},
 	"engine/kvfeed": {may: "@pure"},
+	"engine/tokens": {may: "@pure engine", why: "which tokens a prompt becomes is asked of engines, and told to whoever names blocks"},
 	"gateway":       {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
 	"epp":           {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
 	"control":       {may: "@pure engine live"},
@@ -68,7 +69,7 @@ var rooms = map[string]room{
 	"obs":           {may: "@pure gateway live", why: "signals are made of what the front and the brain report"},
 	"admin":         {may: "@pure live obs", why: "the simulated lab reaches the page as a function, not as an import"},
 
-	"enginesim/server": {may: "@nouns enginesim catalog", why: "its wire code is its own, so that one misreading cannot hide on both sides"},
+	"enginesim/server": {may: "@nouns enginesim catalog kv engine/kvfeed", why: "its wire code is its own, so that one misreading cannot hide on both sides; but for KV events, which tests of kv and kvfeed hold to recorded bytes"},
 	"sim":              {may: "@pure enginesim", why: "the simulator drives brains itself; shells run on the wall clock"},
 	"lab":              {may: "@pure enginesim sim", why: "experiments are cells of the simulator; they serve nobody"},
 	"bench":            {may: "@nouns workload", why: "a load generator that read answers with the gateway's code would share its mistakes"},

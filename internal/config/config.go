@@ -108,6 +108,8 @@ type Pool struct {
 	// HTTP2 is auto (where TLS agrees on it), off, or prior (without asking, also
 	// in clear text: h2c).
 	HTTP2 string `json:"http2"`
+	// KV says how the pool learns what its engines have cached.
+	KV KV `json:"kv"`
 
 	Sources
 	pool.Config
@@ -122,6 +124,11 @@ type Endpoint struct {
 	// Variant is the name of its variant; that of the pool's only variant by
 	// default.
 	Variant string `json:"variant"`
+	// Events is host:port where it publishes its KV events, where kv.eventsPort does
+	// not tell.
+	Events string `json:"events"`
+	// Replay is host:port where its past events can be asked for.
+	Replay string `json:"replay"`
 }
 
 // Engine is what is known of an engine beforehand; what is not given is learnt
@@ -201,6 +208,7 @@ func (p *Pool) setDefaults() {
 	p.Credentials.Header = engine.DefaultHeader
 	p.HTTP2 = engine.HTTP2Auto
 	p.Config = pool.Default()
+	p.KV = defaultKV()
 	p.Sources = defaultSources()
 }
 

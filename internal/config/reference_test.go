@@ -31,7 +31,9 @@ func TestReferenceIsCurrent(t *testing.T) {
 	p.setDefaults()
 	var v Variant
 	v.setDefaults()
-	p.Endpoints, p.Variants = []Endpoint{{}}, []Variant{v}
+	var s Store
+	s.setDefaults()
+	p.Endpoints, p.Variants, p.KV.Stores = []Endpoint{{}}, []Variant{v}, []Store{s}
 	f.Pools = []Pool{p}
 	f.Objectives, f.Accelerators = []Objective{{}}, []Accelerator{{}}
 	r.table("", reflect.ValueOf(f))

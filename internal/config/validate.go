@@ -106,6 +106,7 @@ func (p *Pool) validate(path string, serve bool, errs *problems) {
 		errs.add(path+".endpoints", "is empty: a pool needs endpoints here, or endpointsFile, dns or api")
 	}
 	p.Sources.validate(path, errs)
+	p.KV.validate(path+".kv", errs)
 	urls, names := map[string]int{}, map[string]int{}
 	for i, e := range p.Endpoints {
 		at := fmt.Sprintf("%s.endpoints[%d]", path, i)
@@ -113,6 +114,8 @@ func (p *Pool) validate(path string, serve bool, errs *problems) {
 			errs.add(at+".url", "%w", err)
 			continue
 		}
+		address(errs, at+".events", e.Events)
+		address(errs, at+".replay", e.Replay)
 		if unique(errs, at+".url", e.URL, i, urls, "endpoints[%d]") {
 			unique(errs, at+".name", e.Name, i, names, "endpoints[%d]")
 		}

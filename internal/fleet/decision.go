@@ -42,6 +42,7 @@ type Candidate struct {
 	Endpoint EndpointID
 	Verdict  Verdict
 	Matched  Tokens        // prompt tokens believed cached there
+	Cache    Cached        // where they are, and what stands behind that belief
 	Backlog  Tokens        // prompt tokens dispatched there and not yet answered with a first token
 	InFlight int           // requests dispatched there and not ended
 	Score    float64       // the policy's score, higher is better; see Decision.Policy
@@ -107,7 +108,8 @@ type EndpointState struct {
 	Active     Tokens        // tokens whose KV the ledger believes in use
 	Gauges     Gauges
 	SampleAge  time.Duration // -1 when never scraped
-	Cached     Tokens        // tokens the prefix index believes cached
+	Cached     Tokens        // tokens believed cached on its GPU
+	Cache      CacheState
 	Speed      Speed
 	Requests   uint64 // attempts dispatched
 	Failures   uint64 // attempts failed

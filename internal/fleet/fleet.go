@@ -54,12 +54,16 @@ const (
 	RolePrefill
 	RoleDecode
 	RoleEncode
+	RoleStore // serves nobody: a store of KV that endpoints share
 )
 
-var roleNames = [...]string{"both", "prefill", "decode", "encode"}
+var roleNames = [...]string{"both", "prefill", "decode", "encode", "store"}
 
 // String returns the role's name as written in configuration.
 func (r Role) String() string { return nameOf(roleNames[:], int(r)) }
+
+// Decodes reports whether an endpoint of the role answers requests.
+func (r Role) Decodes() bool { return r == RoleBoth || r == RoleDecode }
 
 // Limits are what an engine can hold at once. Zero means unknown, never none.
 type Limits struct {

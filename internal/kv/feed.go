@@ -82,6 +82,11 @@ type Feed struct {
 	asks      int
 	stale     int
 	staleSeq  uint64
+	asked     uint64 // from where on the last replay was
+	untouched bool   // it is one from the beginning, and nothing has come yet
+	empty     bool   // the publisher had published nothing when it was asked for all
+	echo      uint64 // batches from here to echoEnd were published during a replay, and come once more
+	echoEnd   uint64
 	counts    FeedCounts
 }
 
@@ -143,15 +148,16 @@ func (f *Feed) Live(b FeedBatch) FeedDo {
 		f.counts.Damaged++
 	}
 	switch {
-	case f.state == FeedReplaying && f.canReplay, f.state == FeedRestarted && !f.known:
+	case f.state == FeedReplaying && f.canReplay, (f.state == FeedRestarted || f.state == FeedGap) && !f.known:
 		if f.known && !f.anchor && b.Seq < f.next {
 			return f.old(b, false)
 		}
 		return f.hold(b)
+	case !f.known && f.empty && (b.Damaged || b.Seq > 0):
+		return f.lateStart(b)
+	case !f.known && b.Damaged:
+		return FeedDo{}
 	case !f.known:
-		if b.Damaged {
-			return FeedDo{}
-		}
 		return f.begin(b)
 	case b.Seq < f.next:
 		return f.old(b, fresh)
@@ -171,6 +177,7 @@ func (f *Feed) Replayed(b FeedBatch) FeedDo {
 	if b.Damaged {
 		f.counts.Damaged++
 	}
+	f.untouched = false
 	switch {
 	case f.anchor:
 		return f.check(b)
@@ -203,8 +210,9 @@ func (f *Feed) Ended() FeedDo {
 		return f.restart()
 	}
 	f.state, f.fresh = FeedLive, false
+	f.echo, f.echoEnd = f.asked, f.next
 	if !f.known {
-		f.state = FeedUnknown
+		f.state, f.empty = FeedUnknown, f.untouched
 	}
 	return FeedDo{Release: true}
 }
@@ -226,7 +234,19 @@ func (f *Feed) asking() bool {
 
 func (f *Feed) ask(from uint64) FeedDo {
 	f.counts.Replays++
+	f.asked, f.echo, f.echoEnd = from, 0, 0
+	f.untouched, f.empty = from == 0, false
 	return FeedDo{Replay: true, From: from}
+}
+
+// lateStart answers a first batch that is not the first published: the publisher
+// had nothing to replay, and has published since.
+func (f *Feed) lateStart(b FeedBatch) FeedDo {
+	f.counts.Gaps++
+	f.state = FeedGap
+	do := f.ask(0)
+	do.Hold = f.hold(b).Hold
+	return do
 }
 
 // begin starts a sequence at b, of which nothing before is known. Publishers
@@ -275,6 +295,11 @@ func (f *Feed) gap(b FeedBatch) FeedDo {
 // old answers a batch that comes too late; first says that it is the first of a
 // connection.
 func (f *Feed) old(b FeedBatch, first bool) FeedDo {
+	if b.Seq >= f.echo && b.Seq < f.echoEnd && b.Time <= f.last {
+		f.echo = b.Seq + 1
+		f.counts.Duplicate++
+		return FeedDo{}
+	}
 	if f.stale == 0 || b.Seq > f.staleSeq {
 		f.stale++
 	} else {

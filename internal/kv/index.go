@@ -1,7 +1,6 @@
 package kv
 
 import (
-	"fmt"
 	"slices"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -50,6 +49,7 @@ type hold struct {
 	slot         int32
 	nextOwner    holdRef
 	newer, older holdRef
+	at           fleet.Time // when it was touched last; never before those behind it
 }
 
 type slotState struct {
@@ -91,8 +91,13 @@ func (x *Index) slot(i int) *slotState {
 
 // Match sets depth[slot], for every slot below len(depth), to the number of
 // leading keys of chain that the slot holds.
-func (x *Index) Match(chain []Key, depth []int32) {
+func (x *Index) Match(chain []Key, depth []int32) { x.MatchSince(chain, nil, depth, nil) }
+
+// MatchSince is Match, and sets recent[slot] to the number of leading keys that
+// the slot was given at since[slot] or later.
+func (x *Index) MatchSince(chain []Key, since []fleet.Time, depth, recent []int32) {
 	clear(depth)
+	clear(recent)
 	for at := 0; at < len(chain); {
 		ref, ok := x.first[chain[at]]
 		if !ok {
@@ -102,8 +107,13 @@ func (x *Index) Match(chain []Key, depth []int32) {
 		common := commonPrefix(n.keys, chain[at:])
 		at += common
 		for h := n.owners; h != none; h = x.holds[h].nextOwner {
-			if s := int(x.holds[h].slot); s < len(depth) {
-				depth[s] = int32(at)
+			s := int(x.holds[h].slot)
+			if s >= len(depth) {
+				continue
+			}
+			depth[s] = int32(at)
+			if recent != nil && x.holds[h].at >= since[s] {
+				recent[s] = int32(at)
 			}
 		}
 		if common < len(n.keys) {
@@ -112,9 +122,9 @@ func (x *Index) Match(chain []Key, depth []int32) {
 	}
 }
 
-// Insert records that slot now holds chain, as the most recently used, and
-// evicts what no longer fits.
-func (x *Index) Insert(slot int, chain []Key) {
+// Insert records that slot holds chain from now on, as the most recently used,
+// and evicts what no longer fits.
+func (x *Index) Insert(slot int, chain []Key, now fleet.Time) {
 	if len(chain) == 0 {
 		return
 	}
@@ -131,7 +141,7 @@ func (x *Index) Insert(slot int, chain []Key) {
 		at += len(x.nodes[ref].keys)
 	}
 	for _, ref := range slices.Backward(x.path) {
-		x.touch(slot, ref)
+		x.touch(slot, ref, now)
 	}
 	x.shrink(slot)
 }
@@ -180,6 +190,7 @@ func (x *Index) split(ref nodeRef, at int) {
 	x.nodes[ref].keys = keys[:at:at]
 	for h := x.nodes[ref].owners; h != none; h = x.holds[h].nextOwner {
 		t := x.newHold(tail, x.holds[h].slot)
+		x.holds[t].at = x.holds[h].at
 		x.linkBehind(t, h)
 	}
 }
@@ -199,15 +210,18 @@ func (x *Index) newHold(ref nodeRef, slot int32) holdRef {
 
 // touch makes ref the slot's most recent node, taking it on if the slot does
 // not hold it yet.
-func (x *Index) touch(slot int, ref nodeRef) {
+func (x *Index) touch(slot int, ref nodeRef, now fleet.Time) {
 	for h := x.nodes[ref].owners; h != none; h = x.holds[h].nextOwner {
 		if int(x.holds[h].slot) == slot {
+			x.holds[h].at = now
 			x.unlink(h)
 			x.linkNewest(h)
 			return
 		}
 	}
-	x.linkNewest(x.newHold(ref, int32(slot)))
+	h := x.newHold(ref, int32(slot))
+	x.holds[h].at = now
+	x.linkNewest(h)
 	x.slots[slot].keys += len(x.nodes[ref].keys)
 }
 
@@ -281,49 +295,4 @@ func (x *Index) drop(h holdRef) {
 		*n = node{owners: holdRef(x.free)}
 		x.free = e.node
 	}
-}
-
-// Config sizes the approximate index.
-type Config struct {
-	// KeyTokens is about how many tokens one key covers, to turn an engine's KV
-	// capacity into keys.
-	KeyTokens fleet.Tokens `json:"keyTokens"`
-	// DefaultTokens is the KV capacity assumed of an engine that does not tell.
-	DefaultTokens fleet.Tokens `json:"defaultTokens"`
-}
-
-// Default takes a key for 64 tokens (ChunkBytes at 4 bytes a token) and an
-// engine for one with 250,000 tokens of KV cache, about what an 80 GB GPU
-// leaves a mid-size model.
-func Default() Config { return Config{KeyTokens: 64, DefaultTokens: 250_000} }
-
-// Validate returns what is wrong with c, field by field.
-func (c Config) Validate() []error {
-	var errs []error
-	if c.KeyTokens < 1 {
-		errs = append(errs, fmt.Errorf("keyTokens: must be at least 1, is %d", c.KeyTokens))
-	}
-	if c.DefaultTokens < c.KeyTokens {
-		errs = append(errs, fmt.Errorf("defaultTokens: must be at least keyTokens (%d), is %d", c.KeyTokens, c.DefaultTokens))
-	}
-	return errs
-}
-
-// Cover returns how many keys so many tokens fill.
-func (c Config) Cover(tokens fleet.Tokens) int { return int(tokens / c.KeyTokens) }
-
-// Keys returns how many keys a cache of the given capacity holds; 0 means
-// unknown.
-func (c Config) Keys(capacity fleet.Tokens) int {
-	if capacity <= 0 {
-		capacity = c.DefaultTokens
-	}
-	return int(capacity / c.KeyTokens)
-}
-
-// Covered returns the tokens that depth leading keys stand for, of a prompt in
-// which each key covers keyTokens. It is less than the prompt: an engine always
-// computes at least the last token.
-func Covered(depth int32, keyTokens float64, prompt fleet.Tokens) fleet.Tokens {
-	return max(min(fleet.Tokens(float64(depth)*keyTokens), prompt-1), 0)
 }

@@ -201,6 +201,11 @@ func (b *Book) Sent(now fleet.Time, i int, a Ask, cached fleet.Tokens, l *Load, 
 	*j = Job{slot: i, open: true, prompt: a.Prompt, uncached: uncached, pairs: Pairs(cached, uncached), sent: now}
 	if s.step.Known() {
 		j.ttft, j.tpot = s.step.FirstToken(l, cached, uncached), s.step.PerToken(l, a.Prompt, float64(b.lengths.expect(a)))
+		if l.Fetch > 0 {
+			here := *l
+			here.Fetch = 0
+			j.fetch = j.ttft - s.step.FirstToken(&here, cached, uncached)
+		}
 	}
 	step := s.believed()
 	j.under, j.vague = step.under(l, step.Time(Work{Seqs: float64(l.Decoding), KV: float64(l.Active)}))
@@ -323,8 +328,8 @@ const foundDoubt = 0.2
 // said of it, negative when it did not.
 func (s *slot) learnPrefill(j *Job, cached fleet.Tokens) {
 	p := &j.fill
-	if p.span <= 0 || p.joint {
-		return
+	if p.span <= 0 || p.joint || j.fetch > 0 {
+		return // what was fetched hides what was computed
 	}
 	vague := 0.0
 	if cached < 0 {

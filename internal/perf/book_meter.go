@@ -21,6 +21,7 @@ type Job struct {
 	origin           float64 // the meter's clock when its output was 0
 	at               totals  // the meter's totals at its first token
 	ttft, tpot       float64 // predicted when sent, s; 0 unknown
+	fetch            float64 // in ttft, for what was cached elsewhere
 	under, vague     float64 // of the step under way when it came, the share left, and its variance
 	fill             prefill
 	serial           uint64 // tells it from what stands in its place later
@@ -32,6 +33,16 @@ func (j *Job) Open() bool { return j.open }
 // Predicted returns what was predicted when the attempt was sent, in seconds; 0
 // unknown.
 func (j *Job) Predicted() (ttft, tpot float64) { return j.ttft, j.tpot }
+
+// Fetched returns how long fetching what is cached elsewhere has taken of j's wait
+// until now, in seconds, if all else took as long as predicted; NaN when nothing
+// was predicted.
+func (j *Job) Fetched(now fleet.Time) float64 {
+	if !j.open || j.ttft == 0 {
+		return math.NaN()
+	}
+	return now.Sub(j.sent).Seconds() - (j.ttft - j.fetch)
+}
 
 // totals are what an endpoint has done since it was added, as far as the gateway
 // can tell.

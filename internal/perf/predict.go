@@ -26,6 +26,7 @@ type Load struct {
 	TTFTSpread float64       // standard deviation of the logarithm of measured over predicted times to first token
 	TPOTSpread float64       // the same of times per output token
 	Held       fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
+	Fetch      time.Duration // to bring to the GPU what is cached elsewhere; others are served meanwhile
 }
 
 // DefaultBudget is the token budget per step assumed when the engine does not
@@ -78,7 +79,7 @@ func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		under, _ := s.under(l, step)
 		ahead = under * step
 	}
-	return s.PerRequest + s.Admission(l, uncached) + ahead + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+	return s.PerRequest + max(s.Admission(l, uncached)+ahead, l.Fetch.Seconds()) + s.prefill(l, float64(uncached), Pairs(cached, uncached))
 }
 
 // rhythm is how many steps after one was seen to end the next ends can still be

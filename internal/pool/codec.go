@@ -23,6 +23,7 @@ const (
 	codeGone
 	codeTick
 	codeServes
+	codeKV
 )
 
 // EncodeEvent appends ev to e.
@@ -44,6 +45,9 @@ func EncodeEvent(e *journal.Encoder, ev Event) {
 		e.Uint(uint64(ev.Endpoint))
 		e.Uint(uint64(ev.Gen))
 		encodeAdapters(e, ev.Adapters)
+	case *KV:
+		e.Uint(codeKV)
+		encodeKV(e, ev)
 	case *Probed:
 		e.Uint(codeProbed)
 		e.Uint(uint64(ev.Endpoint))
@@ -79,6 +83,8 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 		ev = decodeSample(d)
 	case codeServes:
 		ev = &Serves{Endpoint: endpointID(d), Gen: gen(d), Adapters: decodeAdapters(d)}
+	case codeKV:
+		ev = decodeKV(d)
 	case codeProbed:
 		ev = &Probed{Endpoint: endpointID(d), Gen: gen(d), OK: d.Bool()}
 	case codeArrive:
@@ -118,6 +124,10 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.Touch)
 	e.Float(ev.Step.Shadow)
 	e.Float(ev.Step.PerRequest)
+	for _, l := range [...]fleet.Link{ev.Links.CPU, ev.Links.Disk, ev.Links.Shared} {
+		e.Float(l.Latency)
+		e.Float(l.PerToken)
+	}
 }
 
 func decodeEndpoint(d *journal.Decoder) *Endpoint {
@@ -128,7 +138,58 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 		},
 		Variant: d.Uint(),
 		Step:    perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), Shadow: d.Float(), PerRequest: d.Float()},
+		Links:   fleet.Links{CPU: decodeLink(d), Disk: decodeLink(d), Shared: decodeLink(d)},
 	}
+}
+
+func decodeLink(d *journal.Decoder) fleet.Link {
+	return fleet.Link{Latency: d.Float(), PerToken: d.Float()}
+}
+
+func encodeKV(e *journal.Encoder, ev *KV) {
+	e.Uint(uint64(ev.Endpoint))
+	e.Uint(uint64(ev.Gen))
+	e.Uint(uint64(ev.Update.State))
+	e.Bool(ev.Update.Whole)
+	e.Bool(ev.Update.Ended)
+	e.Uint(uint64(len(ev.Update.Changes)))
+	for i := range ev.Update.Changes {
+		c := &ev.Update.Changes[i]
+		e.Uint(uint64(c.Kind))
+		e.Uint(uint64(c.Tier))
+		e.Fixed(uint64(c.Parent))
+		encodeKeys(e, c.Keys)
+	}
+}
+
+func decodeKV(d *journal.Decoder) *KV {
+	ev := &KV{
+		Endpoint: endpointID(d), Gen: gen(d),
+		Update: kv.Update{State: kv.FeedState(d.Uint()), Whole: d.Bool(), Ended: d.Bool()},
+	}
+	const leastChange = 11 // kind, tier, parent, number of keys
+	for range d.Len(leastChange) {
+		ev.Update.Changes = append(ev.Update.Changes, kv.Change{
+			Kind: kv.ChangeKind(d.Uint()), Tier: kv.Tier(min(d.Uint(), uint64(kv.TierOther))), Parent: kv.Key(d.Fixed()), Keys: decodeKeys(d),
+		})
+	}
+	return ev
+}
+
+func encodeKeys(e *journal.Encoder, keys []kv.Key) {
+	e.Uint(uint64(len(keys)))
+	for _, k := range keys {
+		e.Fixed(uint64(k))
+	}
+}
+
+func decodeKeys(d *journal.Decoder) []kv.Key {
+	const keyBytes = 8
+	var keys []kv.Key
+	for range d.Len(keyBytes) {
+		keys = append(keys, kv.Key(d.Fixed()))
+	}
+	return keys
 }
 
 func encodeSample(e *journal.Encoder, ev *Sample) {
@@ -187,10 +248,8 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Fixed(uint64(ev.Adapter))
 	e.Bool(ev.Loadable)
 	e.Bool(ev.Silent)
-	e.Uint(uint64(len(ev.Chain)))
-	for _, k := range ev.Chain {
-		e.Fixed(uint64(k))
-	}
+	encodeKeys(e, ev.Chain)
+	encodeKeys(e, ev.Blocks)
 }
 
 func decodeArrive(d *journal.Decoder) *Arrive {
@@ -198,10 +257,7 @@ func decodeArrive(d *journal.Decoder) *Arrive {
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
 		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(), Silent: d.Bool(),
 	}
-	const keyBytes = 8
-	for range d.Len(keyBytes) {
-		ev.Chain = append(ev.Chain, kv.Key(d.Fixed()))
-	}
+	ev.Chain, ev.Blocks = decodeKeys(d), decodeKeys(d)
 	return ev
 }
 
@@ -278,6 +334,7 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Uint(uint64(c.Endpoint))
 		e.Uint(uint64(c.Verdict))
 		e.Tokens(c.Matched)
+		encodeCached(e, &c.Cache)
 		e.Tokens(c.Backlog)
 		e.Int(int64(c.InFlight))
 		e.Float(c.Score)
@@ -286,6 +343,19 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Duration(c.SampleAge)
 		e.Uint(uint64(c.Adapter))
 	}
+}
+
+func encodeCached(e *journal.Encoder, c *fleet.Cached) {
+	e.Tokens(c.Tokens)
+	e.Tokens(c.CPU)
+	e.Tokens(c.Disk)
+	e.Tokens(c.Shared)
+	e.Uint(uint64(c.Source))
+	e.Duration(c.Fetch)
+}
+
+func decodeCached(d *journal.Decoder) fleet.Cached {
+	return fleet.Cached{Tokens: d.Tokens(), CPU: d.Tokens(), Disk: d.Tokens(), Shared: d.Tokens(), Source: fleet.CacheSource(d.Uint()), Fetch: d.Duration()}
 }
 
 // DecodeActions reads actions that EncodeActions wrote.
@@ -315,7 +385,7 @@ func decodeDecision(d *journal.Decoder) *fleet.Decision {
 	}
 	for range d.Len(1) {
 		out.Candidates = append(out.Candidates, fleet.Candidate{
-			Endpoint: endpointID(d), Verdict: fleet.Verdict(d.Uint()), Matched: d.Tokens(), Backlog: d.Tokens(), InFlight: int(d.Int()),
+			Endpoint: endpointID(d), Verdict: fleet.Verdict(d.Uint()), Matched: d.Tokens(), Cache: decodeCached(d), Backlog: d.Tokens(), InFlight: int(d.Int()),
 			Score: d.Float(), TTFT: d.Duration(), TPOT: d.Duration(), SampleAge: d.Duration(), Adapter: fleet.AdapterFit(d.Uint()),
 		})
 	}

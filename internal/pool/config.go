@@ -21,7 +21,7 @@ type Config struct {
 	Room    flow.Room     `json:"room"`    // how much may stand at one endpoint
 	Retry   flow.Retry    `json:"retry"`   // how often a request may be tried elsewhere
 	Health  health.Config `json:"health"`  // when an endpoint is out, and when back
-	Index   kv.Config     `json:"index"`   // how much an endpoint is believed to cache
+	Index   kv.Config     `json:"index"`   // what is believed of caches, and how much of it is kept
 }
 
 // Default returns the configuration of a pool that sets nothing.
@@ -70,7 +70,7 @@ type Deps struct {
 	Shadow  route.Policy // nil for none
 	Queue   *flow.Queue
 	Retries *flow.Budget
-	Index   *kv.Index
+	KV      *kv.Book
 	Health  *health.Book
 	Perf    *perf.Book
 }
@@ -92,7 +92,7 @@ func Assemble(c Config) (Deps, error) {
 		Shadow:  shadow,
 		Queue:   flow.New(c.Queue),
 		Retries: flow.NewBudget(c.Retry),
-		Index:   kv.NewIndex(c.Index.Keys(0)),
+		KV:      kv.NewBook(c.Index),
 		Health:  health.New(c.Health),
 		Perf:    perf.NewBook(),
 	}, nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
 )
@@ -28,9 +29,10 @@ func (b *Brain) onConfigure(ev *Configure, out []Action) []Action {
 	b.deps.Queue.SetConfig(ev.Config.Queue)
 	b.deps.Retries.SetConfig(ev.Config.Retry)
 	b.deps.Health.SetConfig(ev.Config.Health)
+	b.deps.KV.SetConfig(ev.Config.Index)
 	for i := range b.endpoints {
 		if b.endpoints[i].present {
-			b.deps.Index.SetCapacity(i, b.config.Index.Keys(b.endpoints[i].limits.KVTokens))
+			b.deps.KV.SetCapacity(i, b.endpoints[i].limits.KVTokens)
 		}
 	}
 	return b.pump(out)
@@ -54,7 +56,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 	case ev.Gen > b.endpoints[slot].Gen:
 		// A new process: nothing cached, nothing known against it. What was in
 		// flight is reported as failed by whoever carried it.
-		b.deps.Index.Clear(slot)
+		b.deps.KV.Renew(slot)
 		b.tellLeft(slot)
 		b.deps.Health.Add(slot)
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
@@ -73,7 +75,9 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 	e.Endpoint = *ev
 	e.limits = ev.Limits.Merge(e.limits)
 	b.deps.Perf.Add(slot, ev.Variant, ev.Step, e.limits)
-	b.deps.Index.SetCapacity(slot, b.config.Index.Keys(e.limits.KVTokens))
+	b.deps.KV.SetCapacity(slot, e.limits.KVTokens)
+	b.deps.KV.SetLinks(slot, ev.Links)
+	b.deps.KV.SetStore(slot, ev.Role == fleet.RoleStore)
 }
 
 // drop takes an endpoint out of the table. Requests there are sent elsewhere or
@@ -82,10 +86,10 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 func (b *Brain) drop(slot int, out []Action) []Action {
 	for _, r := range b.requests {
 		if r.slot == slot {
-			r.slot, r.job = lost, perf.Job{}
+			r.slot, r.job, r.cache = lost, perf.Job{}, kv.Ticket{}
 		}
 	}
-	b.deps.Index.Clear(slot)
+	b.deps.KV.Remove(slot)
 	b.tellLeft(slot)
 	b.deps.Health.Remove(slot)
 	b.deps.Perf.Remove(slot)
@@ -120,11 +124,11 @@ func (b *Brain) grow(n int) {
 	v.ID, v.InFlight = grown(v.ID, n), grown(v.InFlight, n)
 	v.Backlog, v.Active = grown(v.Backlog, n), grown(v.Active, n)
 	v.KVTokens, v.Cached, v.Matched = grown(v.KVTokens, n), grown(v.Cached, n), grown(v.Matched, n)
+	v.Cache = grown(v.Cache, n)
 	v.Adapter = grown(v.Adapter, n)
 	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
 	v.Gauges, v.SampleAge = grown(v.Gauges, n), grown(v.SampleAge, n)
 	b.plan.Score, b.shadow.plan.Score = grown(b.plan.Score, n), grown(b.shadow.plan.Score, n)
-	b.depth = grown(b.depth, n)
 	b.verdict = grown(b.verdict, n)
 }
 
@@ -169,7 +173,7 @@ func (b *Brain) onSample(ev *Sample, out []Action) []Action {
 		if kvTokens := fleet.Tokens(g.KVBlocks) * g.KVBlock; kvTokens != e.limits.KVTokens {
 			e.limits.KVTokens = kvTokens
 			b.deps.Perf.SetLimits(slot, e.limits)
-			b.deps.Index.SetCapacity(slot, b.config.Index.Keys(kvTokens))
+			b.deps.KV.SetCapacity(slot, kvTokens)
 		}
 	}
 	return b.pump(out)
@@ -184,6 +188,12 @@ func (b *Brain) onServes(ev *Serves, out []Action) []Action {
 	e.serves = append(make([]fleet.Adapter, 0, len(ev.Adapters)), ev.Adapters...)
 	slices.Sort(e.serves)
 	return b.pump(out)
+}
+
+func (b *Brain) onKV(ev *KV) {
+	if slot, ok := b.at(ev.Endpoint, ev.Gen); ok {
+		b.deps.KV.Apply(b.now, slot, &ev.Update)
+	}
 }
 
 // has reports whether an endpoint has told that it answers to an adapter.
@@ -216,7 +226,7 @@ func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
 	if b.deps.Health.Probed(b.now, slot, ev.OK) {
 		out = b.tellFitness(slot, fleet.FailNone, out)
 		// What returns after a failure may be a new process: believe nothing cached.
-		b.deps.Index.Clear(slot)
+		b.deps.KV.Doubt(slot)
 		b.endpoints[slot].adapters.Clear()
 	}
 	return b.pump(out)

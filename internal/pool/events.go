@@ -34,8 +34,17 @@ type Endpoint struct {
 	Change   Change
 	Role     fleet.Role
 	Limits   fleet.Limits
-	Variant  uint64    // endpoints of one variant are equals; 0 for those of which nothing is told
-	Step     perf.Step // step time believed before any is measured; zero when unknown
+	Variant  uint64      // endpoints of one variant are equals; 0 for those of which nothing is told
+	Step     perf.Step   // step time believed before any is measured; zero when unknown
+	Links    fleet.Links // how fast KV is believed to come from slower tiers; zero when unknown
+}
+
+// KV tells what an endpoint's feed of KV events has to say. Changes are in the
+// keys of the index, never more than a step can apply in a millisecond.
+type KV struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen
+	Update   kv.Update
 }
 
 // Sample is one reading of an endpoint's gauges, or the failure to get one.
@@ -68,8 +77,9 @@ type Arrive struct {
 	Req       fleet.ReqID
 	Prompt    fleet.Tokens // prompt tokens, estimated
 	MaxOut    fleet.Tokens // output limit; 0 when the request sets none
-	Chain     []kv.Key
-	KeyTokens float64 // prompt tokens each key of Chain covers
+	Chain     []kv.Key     // of the prompt's bytes
+	KeyTokens float64      // prompt tokens each key of Chain covers
+	Blocks    []kv.Key     // of its full blocks of tokens, where these are known
 	Terms     fleet.Terms
 	// Owner is the only endpoint that can serve the request, since it holds what
 	// the request continues; NoEndpoint when any can.
@@ -105,6 +115,7 @@ func (*Configure) isEvent() {}
 func (*Endpoint) isEvent()  {}
 func (*Sample) isEvent()    {}
 func (*Serves) isEvent()    {}
+func (*KV) isEvent()        {}
 func (*Probed) isEvent()    {}
 func (*Arrive) isEvent()    {}
 func (*Leg) isEvent()       {}

@@ -35,7 +35,6 @@ type Brain struct {
 	view    route.View
 	query   route.Query
 	plan    route.Plan
-	depth   []int32
 	order   []int // scratch of rank
 	verdict []fleet.Verdict
 	// adapterKnown says that some endpoint has told that it has the adapter of the
@@ -66,8 +65,9 @@ type request struct {
 	attempts int
 	slot     int // where it is dispatched; -1 while it waits
 	tried    []fleet.EndpointID
-	narrow   bool     // some endpoint could never serve it, when last judged
-	job      perf.Job // its entry in the book of speeds while it is dispatched
+	narrow   bool      // some endpoint could never serve it, when last judged
+	job      perf.Job  // its entry in the book of speeds while it is dispatched
+	cache    kv.Ticket // and in the book of caches
 	failure  fleet.Failure
 }
 
@@ -111,6 +111,8 @@ func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
 		out = b.onSample(ev, out)
 	case *Serves:
 		out = b.onServes(ev, out)
+	case *KV:
+		b.onKV(ev)
 	case *Probed:
 		out = b.onProbed(ev, out)
 	case *Arrive:
@@ -152,7 +154,7 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 		s := fleet.EndpointState{
 			ID: e.Endpoint.Endpoint, Gen: e.Gen, Role: e.Role, Limits: e.limits, Draining: e.Change == EndpointDrain,
 			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: backlog, Active: active, Speed: b.speed(i),
-			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.cached(i),
+			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.deps.KV.Held(i), Cache: b.deps.KV.Standing(i),
 			Requests: e.dispatched, Failures: e.failed, Shadowed: e.shadowed,
 		}
 		if b.deps.Health.State(i) == health.Ejected && b.deps.Health.NextProbe(i) != fleet.Never {
@@ -161,6 +163,16 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 		dst.Endpoints = append(dst.Endpoints, s)
 	}
 	slices.SortFunc(dst.Endpoints, func(a, b fleet.EndpointState) int { return int(a.ID) - int(b.ID) })
+}
+
+// Caches returns what is believed of the endpoints' caches, for those who check
+// or copy it; only Step changes it.
+func (b *Brain) Caches() *kv.Book { return b.deps.KV }
+
+// Slot returns the slot of an endpoint, and false when it is not known.
+func (b *Brain) Slot(id fleet.EndpointID) (int, bool) {
+	slot, ok := b.slots[id]
+	return slot, ok
 }
 
 // Requests returns how many requests are at an endpoint: ours, and by its gauges
@@ -182,8 +194,4 @@ func (b *Brain) speed(slot int) fleet.Speed {
 		Factor: s.Factor, FactorErr: s.FactorErr, Slow: s.Slow, Lessons: s.Lessons, Drifts: s.Drifts, TTFTError: s.TTFTError, TPOTError: s.TPOTError,
 		Saturation: s.Saturation, Regime: s.Regime.String(),
 	}
-}
-
-func (b *Brain) cached(slot int) fleet.Tokens {
-	return fleet.Tokens(b.deps.Index.Held(slot)) * b.config.Index.KeyTokens
 }

@@ -69,7 +69,7 @@ func (b *Brain) rank(keep int) []int {
 // candidate is what the record says of slot i.
 func (b *Brain) candidate(i int, r *request) fleet.Candidate {
 	c := fleet.Candidate{
-		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Backlog: b.view.Backlog[i],
+		Endpoint: b.view.ID[i], Verdict: b.verdict[i], Matched: b.view.Matched[i], Cache: b.view.Cache[i], Backlog: b.view.Backlog[i],
 		InFlight: b.view.InFlight[i], Score: math.NaN(), SampleAge: b.view.SampleAge[i], Adapter: b.view.Adapter[i],
 	}
 	if c.Verdict == fleet.Eligible {

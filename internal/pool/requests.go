@@ -46,6 +46,7 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 	}
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
+		b.deps.KV.First(b.now, &r.cache, r.job.Fetched(b.now))
 		b.deps.Perf.First(b.now, &r.job)
 		if r.slot != lost && b.deps.Health.Alive(r.slot) {
 			out = b.pump(b.tellFitness(r.slot, fleet.FailNone, out))
@@ -85,11 +86,9 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 	}
 	b.tally.Done++
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
-	if r.slot != lost {
-		// An engine keeps what it has answered, and has held all of it until now.
-		r.Chain = kv.Answer(r.Chain, uint64(r.Req), b.config.Index.Cover(ev.Usage.Output))
-		b.deps.Index.Insert(r.slot, r.Chain)
-	}
+	p := r.prompt()
+	b.deps.KV.Done(b.now, &r.cache, &p, uint64(r.Req), ev.Usage)
+	r.Chain = p.Chain
 	b.release(r)
 	b.forget(r)
 	return b.pump(out)
@@ -222,7 +221,7 @@ func (b *Brain) judge(r *request) int {
 func (b *Brain) verdictOn(slot int, e *endpoint, r *request) fleet.Verdict {
 	state := b.deps.Health.State(slot)
 	switch {
-	case e.Role == fleet.RolePrefill || e.Role == fleet.RoleEncode:
+	case !e.Role.Decodes():
 		return fleet.OutRole
 	case e.Change == EndpointDrain:
 		return fleet.OutDraining
@@ -275,8 +274,7 @@ func (b *Brain) mayWait() bool {
 func (b *Brain) noneFit() bool {
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
-		serves := e.Role == fleet.RoleBoth || e.Role == fleet.RoleDecode
-		if e.present && serves && e.Change == EndpointUp && b.deps.Health.State(i) != health.Ejected {
+		if e.present && e.Role.Decodes() && e.Change == EndpointUp && b.deps.Health.State(i) != health.Ejected {
 			return false
 		}
 	}
@@ -313,7 +311,8 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	e.inFlight++
 	e.peak = max(e.peak, e.inFlight)
 	b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &b.view.Load[slot], &r.job)
-	b.deps.Index.Insert(slot, r.Chain)
+	p := r.prompt()
+	b.deps.KV.Sent(b.now, slot, &p, b.view.Cache[slot], &r.cache)
 	if r.Adapter != fleet.NoAdapter {
 		e.adapters.Use(r.Adapter)
 	}
@@ -327,8 +326,9 @@ func (b *Brain) look(r *request) {
 	b.query.Now, b.query.Req, b.query.Prompt, b.query.MaxOut, b.query.SLO = b.now, r.Req, r.Prompt, r.MaxOut, r.Terms.SLO
 	b.query.Chain, b.query.KeyTokens = r.Chain, r.KeyTokens
 	b.query.Output = b.deps.Perf.Output(r.ask())
-	b.deps.Index.Match(r.Chain, b.depth)
 	v := &b.view
+	p := r.prompt()
+	b.deps.KV.Look(b.now, &p, v.Cache)
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
 		if !e.present {
@@ -337,8 +337,8 @@ func (b *Brain) look(r *request) {
 		v.ID[i] = e.Endpoint.Endpoint
 		v.InFlight[i] = e.inFlight
 		v.Backlog[i], v.Active[i] = b.deps.Perf.Backlog(i)
-		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.cached(i)
-		v.Matched[i] = kv.Covered(b.depth[i], r.KeyTokens, r.Prompt)
+		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.deps.KV.Held(i)
+		v.Matched[i] = v.Cache[i].Tokens
 		v.Adapter[i] = e.adapters.Fit(r.Adapter)
 		v.SampleAge[i] = b.sampleAge(e)
 		v.Gauges[i] = fleet.Gauges{}
@@ -351,6 +351,7 @@ func (b *Brain) look(r *request) {
 			v.InFlight[i] += e.external
 		}
 		b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage, &v.Load[i])
+		v.Load[i].Fetch = v.Cache[i].Fetch
 		v.Step[i] = *b.deps.Perf.StepAt(i)
 	}
 }
@@ -360,24 +361,30 @@ func (r *request) ask() perf.Ask {
 	return perf.Ask{Key: stat.Mix64(uint64(r.Terms.Tenant)) ^ uint64(r.Adapter), SLO: r.Terms.SLO, Silent: r.Silent, Prompt: r.Prompt, MaxOut: r.MaxOut}
 }
 
+// prompt is r as the book of caches sees it.
+func (r *request) prompt() kv.Prompt {
+	return kv.Prompt{Tokens: r.Prompt, Chain: r.Chain, KeyTokens: r.KeyTokens, Blocks: r.Blocks}
+}
+
 // release takes r off its endpoint.
 func (b *Brain) release(r *request) {
 	b.deps.Perf.Drop(b.now, &r.job)
+	b.deps.KV.Drop(&r.cache)
 	if r.slot >= 0 {
 		b.endpoints[r.slot].inFlight--
 	}
 	r.slot = lost
 }
 
-// remember makes the table row of a new request, with a copy of its chain.
+// remember makes the table row of a new request, with a copy of its chains.
 func (b *Brain) remember(ev *Arrive) *request {
 	r := &request{}
 	if n := len(b.free); n > 0 {
 		r, b.free = b.free[n-1], b.free[:n-1]
 	}
-	chain := append(r.Chain[:0], ev.Chain...)
+	chain, blocks := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...)
 	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0]}
-	r.Chain = chain
+	r.Chain, r.Blocks = chain, blocks
 	b.requests[ev.Req] = r
 	return r
 }

@@ -26,6 +26,7 @@ type View struct {
 	KVTokens []fleet.Tokens // KV capacity; 0 unknown
 	Cached   []fleet.Tokens // prompt tokens of any request believed cached there
 	Matched  []fleet.Tokens // those of this request
+	Cache    []fleet.Cached // the same in full: where they are, what stands behind it, and how long they take to fetch
 
 	Adapter []fleet.AdapterFit // what this request's adapter takes there; AdapterNone without one
 

@@ -160,6 +160,7 @@ func (r *run) boot(i int) error {
 		limits := r.c.Replicas[m].Limits
 		configs[k] = enginesim.Config{
 			Physics: r.engines[m].physics, KVTokens: limits.KVTokens, MaxSeqs: limits.MaxSeqs, BudgetTokens: limits.BudgetTokens,
+			Offload: r.c.Replicas[m].Offload, Events: r.c.Events != nil,
 		}
 	}
 	var rank func(int) *enginesim.Engine
@@ -182,8 +183,9 @@ func (r *run) boot(i int) error {
 		if !en.listed {
 			en.told++
 			en.listed = true
-			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step})
+			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links})
 		}
+		r.opened(m)
 	}
 	return nil
 }
@@ -236,6 +238,7 @@ func (r *run) crash(k int) {
 	for _, m := range members {
 		en := r.engines[m]
 		r.stop(en)
+		r.broke(m)
 		for _, id := range slices.Sorted(maps.Keys(en.has)) {
 			r.fail(r.requests.get(indexOf(id)), fleet.FailStream)
 		}
@@ -265,7 +268,7 @@ func (r *run) remove(k int) {
 		r.engines[m].leaving = true
 		rep := &r.c.Replicas[m]
 		r.tell(&pool.Endpoint{
-			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step,
+			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links,
 		})
 	}
 	r.leave(k, r.now)
@@ -291,6 +294,7 @@ func (r *run) gone(lead int) {
 			return // foreseen twice
 		}
 		r.stop(en)
+		r.broke(m)
 		en.leaving, en.listed = false, false
 		r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Change: pool.EndpointGone})
 	}

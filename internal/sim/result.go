@@ -18,10 +18,12 @@ type Result struct {
 	TTFT, TPOT, E2E                stat.Hist
 	TTFTError, TPOTError           stat.Hist // |predicted/measured - 1| of what was predicted at dispatch, in millionths
 	PromptTokens, CachedTokens     int64     // of requests that had a first token
+	CachedCPU, CachedDisk          int64     // of those, loaded from slower tiers
 	OutputTokens                   int64
 	Preemptions                    uint64
 	PerReplica                     []int         // requests dispatched
 	Span                           time.Duration // from the first arrival to the last end
+	Index                          IndexAudit    // with Events.Audit
 	first, last                    fleet.Time
 }
 
@@ -42,6 +44,8 @@ func (res *Result) firstToken(q *request, o enginesim.Output) {
 	predicted(&res.TTFTError, q.ttft, q.first.Sub(q.sent))
 	res.PromptTokens += int64(q.Input)
 	res.CachedTokens += int64(o.Cached)
+	res.CachedCPU += int64(o.FromCPU)
+	res.CachedDisk += int64(o.FromDisk)
 }
 
 func (res *Result) done(q *request, at fleet.Time, t Targets) {
@@ -75,6 +79,7 @@ func (r *run) finish() {
 			r.res.Preemptions += en.Stats().Preemptions
 		}
 	}
+	r.finishAudit()
 	if r.res.first != fleet.Never {
 		r.res.Span = r.res.last.Sub(r.res.first)
 	}

@@ -24,6 +24,8 @@ type Replica struct {
 	Limits  fleet.Limits      // KVTokens, MaxSeqs and BudgetTokens must be set
 	Variant uint64            // replicas of one variant are believed to be equals
 	Step    perf.Step         // belief before anything is measured, zero for none
+	Offload enginesim.Offload // memory below the GPU's
+	Links   fleet.Links       // belief of how fast KV comes from there
 	// Set above 0 names the lockstep set whose rank this replica is. Its ranks
 	// share a clock, and die and start together.
 	Set int
@@ -42,6 +44,7 @@ type Config struct {
 	Scrape   time.Duration // between two readings of an engine's gauges; 0 never reads them
 	Hop      time.Duration // one way between gateway and engine
 	Faults   []Fault       // in order of time
+	Events   *Events       // what engines publish of their caches; nil for nothing
 	Targets  Targets
 	// Pause above 0 lets a stage of the load begin so long after the last request
 	// of the stage before it has ended. The requests' times then count from the
@@ -76,6 +79,7 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("gateways: must not be negative, is %d", c.Gateways))
 	}
 	errs = append(errs, c.validateFaults()...)
+	errs = append(errs, c.Events.validate())
 	return errors.Join(append(errs, c.known().Validate()...)...)
 }
 
@@ -84,6 +88,7 @@ const (
 	kindFault = iota
 	kindReady
 	kindEngine
+	kindLetter
 	kindLeg
 	kindGone
 	kindArrival
@@ -91,6 +96,7 @@ const (
 	kindProbe
 	kindWake
 	kindTimeout
+	kindAudit
 )
 
 // run is a simulation under way.
@@ -103,6 +109,15 @@ type run struct {
 	out      []pool.Action
 	reports  []enginesim.Output
 	chain    []kv.Key // scratch of arrive
+
+	lines       []*line // by pair; empty without events
+	letters     []letter
+	freeLetters []int
+	mishaps     *stat.Rand
+	own         map[uint64]kv.Key // gateways' keys of engines' blocks, while they differ and are audited
+	tokens      []uint32          // scratch
+	blocks      []kv.Key
+	engineKeys  []kv.EngineKey
 
 	requests table
 	waiting  map[int][]int // by the request whose answer they wait for
@@ -132,6 +147,7 @@ type engine struct {
 	members           []int // the replicas that share its clock, itself among them; the first keeps the wake
 	has               map[fleet.ReqID]struct{}
 	lost              uint64 // preemptions of processes that are gone
+	events            publisher
 }
 
 // Run simulates a load to its end. Equal configurations and loads give equal
@@ -151,7 +167,8 @@ func Run(c Config, load workload.Source) (*Result, error) {
 func (r *run) all(load workload.Source) (*Result, error) {
 	c := &r.c
 	r.waiting, r.source, r.requests = map[int][]int{}, load, newTable()
-	r.res, r.rand = newResult(len(c.Replicas)), stat.NewRand(c.Seed, "sim")
+	r.res, r.rand, r.mishaps = newResult(len(c.Replicas)), stat.NewRand(c.Seed, "sim"), stat.NewRand(c.Seed, "mishaps")
+	r.openLines()
 	for i := range c.Replicas {
 		r.engines = append(r.engines, c.newEngine(i))
 	}
@@ -221,6 +238,10 @@ func (r *run) happen(e event) error {
 		}
 	case kindTimeout:
 		r.giveUp(e.what)
+	case kindLetter:
+		r.deliver(e.what)
+	case kindAudit:
+		r.audit()
 	}
 	return nil
 }
@@ -281,7 +302,7 @@ func (r *run) arrive(i int) {
 	r.chain = appendChain(r.chain[:0], q.Prompt, int(r.c.Pool.Index.KeyTokens))
 	r.res.Arrived++
 	r.step(q.gateway, &pool.Arrive{
-		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), Chain: r.chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens),
+		Req: reqID(i), Prompt: fleet.Tokens(max(q.Input, 1)), Chain: r.chain, KeyTokens: float64(r.c.Pool.Index.KeyTokens), Blocks: r.blocksOf(q),
 		Terms: fleet.Terms{SLO: fleet.SLO{TTFT: r.c.Targets.TTFT, TPOT: r.c.Targets.TPOT}},
 	})
 	if i == r.ahead {
@@ -291,6 +312,12 @@ func (r *run) arrive(i int) {
 
 func reqID(i int) fleet.ReqID    { return fleet.ReqID(i + 1) }
 func indexOf(id fleet.ReqID) int { return int(id) - 1 }
+
+// AppendBlocks appends to keys those by which simulated engines know the full
+// blocks of a prompt.
+func AppendBlocks(keys []kv.Key, prompt []workload.Segment) []kv.Key {
+	return appendChain(keys, prompt, int(enginesim.BlockTokens))
+}
 
 // appendChain appends to keys those of a prompt's full blocks of so many tokens.
 func appendChain[K ~uint64](keys []K, prompt []workload.Segment, block int) []K {

@@ -94,6 +94,7 @@ func (r *run) collect(k int, until fleet.Time) {
 			return
 		}
 		r.reports, next = en.Advance(until, r.reports[:0])
+		r.publishAll(m)
 		for _, o := range r.reports {
 			if o.Kind == enginesim.KindTokens {
 				r.report(m, o)

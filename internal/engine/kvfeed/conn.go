@@ -17,9 +17,13 @@ const handshakeTime = 5 * time.Second
 // Conn is one ZMTP connection after its handshake. One goroutine may receive,
 // and any may send.
 type Conn struct {
-	nc   net.Conn
-	r    *bufio.Reader
-	peer string // socket type
+	nc    net.Conn
+	r     *bufio.Reader
+	peer  string // socket type
+	minor byte   // of the peer's version 3
+
+	idle  time.Duration // that a frame may take to come; 0 any
+	until time.Time     // when receiving ends; zero never
 
 	mu  sync.Mutex // of writing
 	out []byte
@@ -96,6 +100,10 @@ func (c *Conn) meet(socket string) error {
 	if greeting[0] != 0xff || greeting[9]&1 == 0 || greeting[10] < 3 {
 		return fmt.Errorf("greeting %x: %w", greeting[:11], ErrProtocol)
 	}
+	c.minor = greeting[11]
+	if greeting[10] > 3 {
+		c.minor = 1
+	}
 	if mechanism := bytes.TrimRight(greeting[12:32], "\x00"); string(mechanism) != "NULL" {
 		return fmt.Errorf("mechanism %q: %w", mechanism, ErrProtocol)
 	}
@@ -143,6 +151,9 @@ func socketType(data []byte) (string, error) {
 func (c *Conn) Receive() ([][]byte, error) {
 	c.buf, c.frames = c.buf[:0], c.frames[:0]
 	for {
+		if err := c.patience(); err != nil {
+			return nil, err
+		}
 		f, buf, err := readFrame(c.r, c.buf, maxMessage-len(c.buf))
 		if err != nil {
 			return nil, err
@@ -167,6 +178,35 @@ func (c *Conn) Receive() ([][]byte, error) {
 		}
 	}
 }
+
+// Limit gives every frame idle to come, and all of them total; 0 is no limit. A
+// Receive that has to wait longer fails.
+func (c *Conn) Limit(idle, total time.Duration) {
+	c.idle, c.until = idle, time.Time{}
+	if total > 0 {
+		c.until = time.Now().Add(total)
+	}
+}
+
+// patience sets the time by which the next frame must be here.
+func (c *Conn) patience() error {
+	by := c.until
+	if c.idle > 0 {
+		if soon := time.Now().Add(c.idle); by.IsZero() || soon.Before(by) {
+			by = soon
+		}
+	}
+	if by.IsZero() {
+		return nil
+	}
+	return c.nc.SetReadDeadline(by)
+}
+
+// Pings reports whether the peer speaks a version of ZMTP that has PING.
+func (c *Conn) Pings() bool { return c.minor >= 1 }
+
+// Ping asks the peer for a sign of life, which Receive passes over.
+func (c *Conn) Ping() error { return c.write(appendCommand(nil, "PING", []byte{0, 0})) }
 
 // answer does what a command asks. Commands nobody knows are passed over.
 func (c *Conn) answer(body []byte) (message []byte, err error) {

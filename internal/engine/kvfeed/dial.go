@@ -21,11 +21,33 @@ func wait(n int) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
+// How half-open connections are found: by TCP, and by ZMTP where the peer has
+// PING.
+const (
+	tcpIdle   = 15 * time.Second
+	tcpProbe  = 5 * time.Second
+	pingEvery = 5 * time.Second
+	deadAfter = 15 * time.Second
+)
+
+// A Dialer connects to an address of a network, as net.Dialer does.
+type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// dialer is the Dialer over real networks.
+func dialer() Dialer {
+	d := net.Dialer{Timeout: handshakeTime, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: tcpIdle, Interval: tcpProbe, Count: 3}}
+	return d.DialContext
+}
+
 // Dial connects a socket of the given type to address (host:port). The
 // connection is closed with ctx.
 func Dial(ctx context.Context, address, socket string) (*Conn, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", address)
+	return dialer().socket(ctx, "tcp", address, socket)
+}
+
+// socket connects a socket of the given type. The connection is closed with ctx.
+func (d Dialer) socket(ctx context.Context, network, address, socket string) (*Conn, error) {
+	nc, err := d(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
 	}
@@ -53,10 +75,16 @@ func Keep(ctx context.Context, dial func(context.Context) (*Conn, error), use fu
 			}
 		}
 		cancel()
-		select {
-		case <-ctx.Done():
+		if pause(ctx, wait(tries)); ctx.Err() != nil {
 			return ctx.Err()
-		case <-time.After(wait(tries)):
 		}
+	}
+}
+
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }

@@ -11,6 +11,7 @@ import (
 // when each token comes.
 type answer struct {
 	text   string
+	tokens []uint32
 	ends   []int // ends[i] is the length of text once token i is out; a stop string is never in it
 	chain  []uint64
 	finish enginesim.Reason
@@ -26,6 +27,7 @@ type terms struct {
 	natural  int // tokens after which it ends by itself; above max: never
 	stops    []string
 	keepStop bool // the stop string stays in the text
+	keep     bool // the tokens are wanted
 }
 
 // compose speaks after a prompt of the given length, context and chain. It
@@ -45,6 +47,9 @@ func compose(prompt int, c enginesim.Context, chain []uint64, v voice, t terms) 
 	for i := 1; i <= n; i++ {
 		token := v.next(c.Draw(t.seed))
 		c = c.Add(token)
+		if t.keep {
+			a.tokens = append(a.tokens, token)
+		}
 		if (prompt+i)%int(enginesim.BlockTokens) == 0 {
 			a.chain = append(a.chain, c.Key())
 		}

@@ -24,7 +24,7 @@ func (s *Server) prefill(r *http.Request, adapter string, list [][]uint32) (tall
 				s.options.MaxModelLen, len(tokens))
 		}
 		chain, _ := enginesim.Chain(nil, startOf(adapter, ""), tokens)
-		choices[i] = choice{prompt: len(tokens), adapter: adapter, pool: true, answer: answer{chain: chain, finish: enginesim.FinishStop}}
+		choices[i] = choice{prompt: len(tokens), adapter: adapter, pool: true, tokens: tokens, answer: answer{chain: chain, finish: enginesim.FinishStop}}
 	}
 	g, err := s.begin(r.Context(), requestID(r), choices)
 	if err != nil {

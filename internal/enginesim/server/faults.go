@@ -14,6 +14,7 @@ import (
 type Fault struct {
 	Kind  string `json:"kind"`
 	Count int    `json:"count,omitempty"` // requests it hits; 0: all until mended
+	After int    `json:"after,omitempty"` // requests it spares before
 	All   bool   `json:"all,omitempty"`   // every route but /sim, not only those that use the engine
 
 	Status  int     `json:"status,omitempty"`   // refuse
@@ -21,6 +22,8 @@ type Fault struct {
 	Tokens  int     `json:"tokens,omitempty"`   // cut, cut-event
 	Bytes   int     `json:"bytes,omitempty"`    // garbage, garbage-body, metrics-huge
 	Factor  float64 `json:"factor,omitempty"`   // slow
+	Batches int     `json:"batches,omitempty"`  // kv-ring-short
+	Clear   bool    `json:"clear,omitempty"`    // kv-restart
 }
 
 // faultKinds are the kinds there are. Those of requests are tried in this
@@ -28,6 +31,8 @@ type Fault struct {
 var faultKinds = []string{
 	"delay", "hang", "refuse", "garbage", "garbage-body", "cut", "cut-event",
 	"metrics-stale", "metrics-missing", "metrics-empty", "metrics-huge", "slow", "crash",
+	"kv-drop", "kv-swap", "kv-duplicate", "kv-corrupt", "kv-malformed", "kv-unknown",
+	"kv-ring-short", "kv-replay-off", "kv-replay-slow", "kv-restart",
 }
 
 // validate fills in defaults and says what is wrong.
@@ -35,8 +40,8 @@ func (f *Fault) validate() error {
 	if !slices.Contains(faultKinds, f.Kind) {
 		return badRequest("kind", "kind: %q is not known; use one of %s", f.Kind, strings.Join(faultKinds, ", "))
 	}
-	if f.Count < 0 || f.DelayMS < 0 || f.Tokens < 0 || f.Bytes < 0 || f.Factor < 0 {
-		return badRequest("", "count, delay_ms, tokens, bytes and factor must not be negative")
+	if f.Count < 0 || f.After < 0 || f.DelayMS < 0 || f.Tokens < 0 || f.Bytes < 0 || f.Factor < 0 || f.Batches < 0 {
+		return badRequest("", "count, after, delay_ms, tokens, bytes, factor and batches must not be negative")
 	}
 	switch f.Kind {
 	case "refuse":
@@ -77,6 +82,10 @@ func (f *faults) hit(kind string, scoped bool) (Fault, bool) {
 	defer f.mu.Unlock()
 	a := f.active[kind]
 	if a == nil || scoped && !a.All {
+		return Fault{}, false
+	}
+	if a.After > 0 {
+		a.After--
 		return Fault{}, false
 	}
 	if a.Count > 0 {
@@ -166,7 +175,7 @@ func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
 	var f Fault
 	err := readJSON(r, &f)
 	if err == nil {
-		err = f.validate()
+		err = s.checkFault(&f)
 	}
 	if err != nil {
 		s.fail(w, r, err)
@@ -183,9 +192,20 @@ func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
 	s.apply(f)
 }
 
+// checkFault fills in defaults and says what is wrong for this engine.
+func (s *Server) checkFault(f *Fault) error {
+	if err := f.validate(); err != nil {
+		return err
+	}
+	if s.kv == nil && strings.HasPrefix(f.Kind, "kv-") {
+		return badRequest("kind", "kind: %q is for engines that publish KV events; this one was started without", f.Kind)
+	}
+	return nil
+}
+
 // SetFault makes the engine misbehave, as POST /sim/fault does.
 func (s *Server) SetFault(f Fault) error {
-	if err := f.validate(); err != nil {
+	if err := s.checkFault(&f); err != nil {
 		return fmt.Errorf("setting a fault: %w", err)
 	}
 	s.apply(f)
@@ -207,11 +227,14 @@ func (s *Server) ClearFault(kind string) {
 }
 
 func (s *Server) apply(f Fault) {
-	if f.Kind == "crash" {
+	switch f.Kind {
+	case "crash":
 		go s.crash()
-		return
+	case "kv-restart":
+		s.restartKV(f.Clear)
+	default:
+		s.faults.set(f)
 	}
-	s.faults.set(f)
 }
 
 // set makes f active in place of any other of its kind.

@@ -16,6 +16,8 @@ type choice struct {
 	max     int    // tokens asked for at most
 	adapter string // empty: the base model
 	pool    bool   // no tokens are wanted
+	tokens  []uint32
+	salt    string // cache salt
 	answer  answer
 }
 

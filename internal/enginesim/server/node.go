@@ -18,6 +18,7 @@ type Node struct {
 	Server *Server
 
 	url    string
+	kv     [2]net.Listener // of KV events and of replays; nil for none
 	http   *http.Server
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -40,8 +41,12 @@ func Listen(addr string, c Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("simulated engine: listening on %s: %w", addr, err)
 	}
+	n.Server = s
+	if err := n.listenKV(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	n.Server, n.stop = s, stop
+	n.stop = stop
 	n.url = "http://" + l.Addr().String()
 	if c.TLS != nil {
 		n.url = "https://" + l.Addr().String()
@@ -59,6 +64,8 @@ func Listen(addr string, c Config) (*Node, error) {
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	n.work.Go(func() { s.Run(ctx) })
+	n.acceptKV(n.kv[0], s.ServeKVEvents)
+	n.acceptKV(n.kv[1], s.ServeKVReplay)
 	n.work.Go(func() { // always ends with ErrServerClosed, by Shutdown or Close
 		if c.TLS != nil {
 			_ = n.http.ServeTLS(l, "", "")
@@ -67,6 +74,61 @@ func Listen(addr string, c Config) (*Node, error) {
 		_ = n.http.Serve(l)
 	})
 	return n, nil
+}
+
+// listenKV opens the ports of KV events and replays.
+func (n *Node) listenKV() error {
+	o := n.Server.options
+	for i, first := range []string{o.KVEvents, o.KVReplay} {
+		if first == "" {
+			continue
+		}
+		address, err := kvAddress(first, o.Replica+o.KVRank)
+		if err == nil {
+			n.kv[i], err = net.Listen("tcp", address)
+		}
+		if err != nil {
+			n.closeKV()
+			return fmt.Errorf("simulated engine: KV events: %w", err)
+		}
+	}
+	return nil
+}
+
+// acceptKV has serve speak with whoever connects to l.
+func (n *Node) acceptKV(l net.Listener, serve func(net.Conn) error) {
+	if l == nil {
+		return
+	}
+	n.work.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			n.work.Go(func() { _ = serve(nc) }) // a peer that leaves is no news
+		}
+	})
+}
+
+func (n *Node) closeKV() {
+	for _, l := range n.kv {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// KVAddresses returns where KV events are published and where replays are asked
+// for, as host:port; empty for nowhere.
+func (n *Node) KVAddresses() (events, replay string) {
+	var a [2]string
+	for i, l := range n.kv {
+		if l != nil {
+			a[i] = l.Addr().String()
+		}
+	}
+	return a[0], a[1]
 }
 
 // URL returns where the engine is, without a slash at the end.
@@ -88,6 +150,7 @@ func (n *Node) Close() error {
 	err := n.http.Close()
 	n.ending.Do(func() {
 		n.stop()
+		n.closeKV()
 		n.work.Wait()
 		close(n.done)
 	})

@@ -3,10 +3,16 @@ package server
 import (
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -52,6 +58,22 @@ type Options struct {
 
 	HTTP1Only bool // a Node speaks no HTTP/2, with TLS or without
 
+	// KVEvents is the address to publish KV events at, host:port or as vLLM has it
+	// (tcp://*:5557); empty: none. The index among replicas and the rank are added
+	// to the port, unless that is 0.
+	KVEvents      string
+	KVReplay      string // address that replays are asked for at; empty: none
+	KVEncoding    string // by kv.Encoding's names; empty: vllm-map, or sglang-map of SGLang
+	KVReplayForm  string // ReplayTopic, ReplayTopicless or ReplayOff; empty: as the encoding's engine
+	KVTopic       string
+	KVBufferSteps int // messages kept for replays; 0: 10000
+	KVRank        int // data-parallel rank that the events are of
+
+	CPUTokens     fleet.Tokens // KV kept in CPU memory when it leaves the GPU; 0: none
+	DiskTokens    fleet.Tokens // KV kept on disk when it leaves CPU memory; 0: none
+	CPUBandwidth  float64      // bytes per second and accelerator; 0: 25e9, PCIe 4 x16
+	DiskBandwidth float64      // bytes per second and accelerator; 0: 6e9, one NVMe drive
+
 	DevMode      bool // vLLM's routes for sleeping, pausing and resetting
 	RefuseAsleep bool // 503 while asleep; otherwise requests wait until it wakes
 }
@@ -69,6 +91,17 @@ func (o Options) withDefaults() Options {
 	fill(&o.BudgetTokens, 8192)
 	fill(&o.OutputMean, 200)
 	fill(&o.MaxLoRAs, 1)
+	fill(&o.CPUBandwidth, 25e9)
+	fill(&o.DiskBandwidth, 6e9)
+	fill(&o.KVBufferSteps, 10_000)
+	if o.Engine == SGLang {
+		fill(&o.KVEncoding, kv.SGLangMap.String())
+	}
+	fill(&o.KVEncoding, kv.VLLMMap.String())
+	if c, _ := findEncoding(o.KVEncoding); c == kv.VLLMMap || c == kv.VLLMMapBytes {
+		fill(&o.KVReplayForm, ReplayTopic)
+	}
+	fill(&o.KVReplayForm, ReplayTopicless)
 	if s, err := o.serving(); err == nil {
 		o.Model, o.Accelerator, o.DP, o.EP = s.Shape.Name, s.Accelerator.Name, s.DP, s.EP
 		fill(&o.KVTokens, fleet.Tokens(s.KVTokens())/enginesim.BlockTokens*enginesim.BlockTokens)
@@ -124,12 +157,76 @@ func (o Options) Validate() error {
 	check(o.MaxSeqs > 0, "max-seqs", o.MaxSeqs, "a number above 0")
 	check(o.BudgetTokens > 0, "budget-tokens", o.BudgetTokens, "a number above 0")
 	check(o.OutputMean >= 1, "output-mean", o.OutputMean, "at least 1")
+	o.checkKV(check)
 	if err == nil {
 		check(o.KVTokens >= 2*enginesim.BlockTokens, "kv-tokens", o.KVTokens, "at least 32")
 		check(o.MaxModelLen > 1 && o.MaxModelLen <= o.KVTokens, "max-model-len", o.MaxModelLen,
 			fmt.Sprintf("2 to the KV cache's %d tokens", o.KVTokens))
 	}
 	return errors.Join(errs...)
+}
+
+// checkKV looks at the options of KV events and of the tiers below the GPU.
+func (o Options) checkKV(check func(ok bool, name string, value any, want string)) {
+	names := make([]string, kv.Encodings)
+	for c := range kv.Encodings {
+		names[c] = c.String()
+	}
+	_, known := findEncoding(o.KVEncoding)
+	check(known, "kv-events-encoding", o.KVEncoding, "one of "+strings.Join(names, ", "))
+	forms := []string{ReplayTopic, ReplayTopicless, ReplayOff}
+	check(slices.Contains(forms, o.KVReplayForm), "kv-replay-form", o.KVReplayForm, "one of "+strings.Join(forms, ", "))
+	for name, address := range map[string]string{"kv-events": o.KVEvents, "kv-replay": o.KVReplay} {
+		_, err := kvAddress(address, 0)
+		check(address == "" || err == nil, name, address, "an address with a port")
+	}
+	check(o.KVReplay == "" || o.KVEvents != "", "kv-replay", o.KVReplay, "it together with kv-events")
+	check(o.KVBufferSteps > 0, "kv-buffer-steps", o.KVBufferSteps, "a number above 0")
+	check(o.KVRank >= 0, "kv-rank", o.KVRank, "a rank from 0")
+	check(o.CPUTokens >= 0, "kv-cpu-tokens", o.CPUTokens, "0 or more")
+	check(o.DiskTokens == 0 || o.DiskTokens > 0 && o.CPUTokens >= enginesim.BlockTokens, "kv-disk-tokens", o.DiskTokens, "0, or some below kv-cpu-tokens")
+	check(o.CPUBandwidth > 0, "kv-cpu-bandwidth", o.CPUBandwidth, "a number above 0")
+	check(o.DiskBandwidth > 0, "kv-disk-bandwidth", o.DiskBandwidth, "a number above 0")
+}
+
+// kvAddress returns the address to listen at for the i-th of those whose first
+// address is given.
+func kvAddress(first string, i int) (string, error) {
+	host, port, err := net.SplitHostPort(strings.TrimPrefix(first, "tcp://"))
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return "", err
+	}
+	if n != 0 {
+		n += uint64(i)
+	}
+	return net.JoinHostPort(strings.TrimPrefix(host, "*"), strconv.FormatUint(n, 10)), nil
+}
+
+// Latencies of loads from the tiers below the GPU: a handful of copies by the
+// driver, and reads of files.
+const (
+	cpuLatency  = 200 * time.Microsecond
+	diskLatency = 2 * time.Millisecond
+)
+
+// offload is the tiers below the GPU, of which each accelerator has its share
+// behind a link of its own.
+func (o Options) offload(s catalog.Serving) enginesim.Offload {
+	if o.CPUTokens == 0 {
+		return enginesim.Offload{}
+	}
+	store := func(tokens fleet.Tokens, bandwidth float64, latency time.Duration) enginesim.Store {
+		return enginesim.Store{Tokens: tokens, Bandwidth: bandwidth * o.Speedup, Latency: time.Duration(float64(latency) / o.Speedup)}
+	}
+	return enginesim.Offload{
+		CPU:     store(o.CPUTokens, o.CPUBandwidth, cpuLatency),
+		Disk:    store(o.DiskTokens, o.DiskBandwidth, diskLatency),
+		KVBytes: s.KVBytes(),
+	}
 }
 
 // Physics returns what a Server of these options runs on, and what it can hold,
@@ -139,7 +236,7 @@ func (o Options) Physics() (enginesim.Physics, fleet.Limits, error) {
 		return nil, fleet.Limits{}, err
 	}
 	o = o.withDefaults()
-	_, t, err := o.newEngine()
+	_, t, err := o.newEngine(nil)
 	if err != nil {
 		return nil, fleet.Limits{}, err
 	}
@@ -161,8 +258,9 @@ type throttle struct {
 	factor float64
 }
 
-// newEngine builds the engine of valid options with defaults filled in.
-func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
+// newEngine builds the engine of valid options with defaults filled in. Its
+// events, if any are wanted, are described by the function given.
+func (o Options) newEngine(describe func(fleet.ReqID, int, *kv.Event)) (*enginesim.Engine, *throttle, error) {
 	s, err := o.serving()
 	if err != nil {
 		return nil, nil, err
@@ -174,6 +272,7 @@ func (o Options) newEngine() (*enginesim.Engine, *throttle, error) {
 	e, err := enginesim.New(enginesim.Config{
 		Physics: t, KVTokens: o.KVTokens, MaxSeqs: o.MaxSeqs,
 		BudgetTokens: o.BudgetTokens, MaxAdapters: o.MaxLoRAs, EveryToken: true,
+		Offload: o.offload(s), Events: describe != nil && o.KVEvents != "", Describe: describe,
 	})
 	return e, t, err
 }

@@ -42,6 +42,8 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /sim/fault", s.setFault)
 	mux.HandleFunc("DELETE /sim/fault", s.clearFault)
 	mux.HandleFunc("GET /sim/state", s.showState)
+	mux.HandleFunc("GET /sim/kv", s.showKV)
+	mux.HandleFunc("POST /sim/kv", s.matchKV)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, &apiError{http.StatusNotFound, "Not Found", ""})
 	})

@@ -108,6 +108,9 @@ func (s script) recite(prompt int, c enginesim.Context, chain []uint64, t terms)
 	if len(tokens) > t.max {
 		tokens, a.finish = tokens[:t.max], enginesim.FinishLength
 	}
+	if t.keep {
+		a.tokens = tokens
+	}
 	end := 0
 	var piece []byte
 	for i, token := range tokens {

@@ -34,6 +34,7 @@ type Server struct {
 	epoch   time.Time
 	handler http.Handler
 	faults  faults
+	kv      *feed // nil: no KV events
 	onCrash func()
 
 	wake   chan struct{} // one slot: the engine has something new
@@ -59,6 +60,7 @@ type Server struct {
 // leg is one sequence in the engine: one choice of one request.
 type leg struct {
 	call      *call
+	choice    *choice
 	prompt    fleet.Tokens
 	asked     fleet.Tokens // max_tokens of the request
 	submitted fleet.Time
@@ -92,14 +94,16 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("simulated engine: %w", err)
 	}
 	o := c.withDefaults()
-	e, t, err := o.newEngine()
+	s := &Server{}
+	e, t, err := o.newEngine(s.describe)
 	if err != nil {
 		return nil, fmt.Errorf("simulated engine: %w", err)
 	}
-	s := &Server{
+	*s = Server{
 		options: o, epoch: time.Now(), onCrash: c.OnCrash,
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
 		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMeter(o),
+		kv: newFeed(o),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
 	for _, l := range o.LoRAs {
@@ -120,6 +124,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Run drives the engine on the wall clock until ctx ends or Close is called.
 // Unanswered requests are then broken off. It may be called once.
 func (s *Server) Run(ctx context.Context) {
+	defer s.kv.shut()
 	defer s.finishBackground()
 	defer s.close()
 	timer := time.NewTimer(time.Hour)
@@ -130,6 +135,7 @@ func (s *Server) Run(ctx context.Context) {
 			timer.Reset(wait)
 			due = timer.C
 		}
+		s.tell()
 		select {
 		case <-ctx.Done():
 			return
@@ -182,6 +188,7 @@ func (s *Server) advance() (time.Duration, bool) {
 	defer s.mu.Unlock()
 	var next fleet.Time
 	s.outputs, next = s.engine.Advance(s.now(), s.outputs[:0])
+	s.collect()
 	for i := range s.outputs {
 		s.deliver(&s.outputs[i])
 	}
@@ -238,7 +245,7 @@ func (s *Server) submit(id string, choices []choice) (*call, error) {
 			return nil, err
 		}
 		l := &c.legs[i]
-		l.call, l.prompt, l.asked, l.submitted = c, fleet.Tokens(ch.prompt), fleet.Tokens(ch.max), now
+		l.call, l.choice, l.prompt, l.asked, l.submitted = c, ch, fleet.Tokens(ch.prompt), fleet.Tokens(ch.max), now
 		s.legs[id] = l
 		c.ids = append(c.ids, id)
 	}

@@ -241,7 +241,7 @@ func (s *Server) speak(q *wireRequest, adapter string, tokens []uint32, limit in
 		startOf(adapter, q.CacheSalt), tokens)
 	choices := make([]choice, n)
 	for i := range choices {
-		t := terms{seed: s.options.Seed, max: limit, min: q.MinTokens, natural: limit + 1, stops: q.Stop, keepStop: q.IncludeStop}
+		t := terms{seed: s.options.Seed, max: limit, min: q.MinTokens, natural: limit + 1, stops: q.Stop, keepStop: q.IncludeStop, keep: s.kv != nil}
 		if q.Seed != nil {
 			t.seed ^= uint64(*q.Seed) << 8
 		}
@@ -253,7 +253,7 @@ func (s *Server) speak(q *wireRequest, adapter string, tokens []uint32, limit in
 		if n > 1 {
 			own = append(make([]uint64, 0, cap(chain)), chain...)
 		}
-		choices[i] = choice{prompt: len(tokens), repeat: i > 0, max: limit, adapter: adapter}
+		choices[i] = choice{prompt: len(tokens), repeat: i > 0, max: limit, adapter: adapter, tokens: tokens, salt: q.CacheSalt}
 		if sc.object || len(sc.tools) > 0 {
 			choices[i].answer = sc.recite(len(tokens), c, own, t)
 		} else {
