@@ -10,48 +10,76 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/stat"
 )
 
-const (
-	blockTokens = 16
-	batchEvents = 8
-)
+const blockTokens = 16
 
-// payloads are changes as an engine publishes them, eight in a batch.
-func payloads(changes []change) [][]byte {
-	tokens := make([]uint32, storeBlocks*blockTokens)
-	for i := range tokens {
-		tokens[i] = uint32(i*7919) % 128_000
+// payload is a batch as an engine publishes it.
+type payload struct {
+	endpoint int
+	bytes    []byte
+}
+
+// payloads are changes in batches of so many events, each of one endpoint.
+func payloads(changes []change, events int) []payload {
+	var out []payload
+	var waiting [][]kv.Event // by endpoint
+	flush := func(endpoint int) {
+		out = append(out, payload{endpoint, kv.VLLMMap.AppendBatch(nil, float64(len(out)), -1, waiting[endpoint])})
+		waiting[endpoint] = waiting[endpoint][:0]
 	}
-	var out [][]byte
-	var events []kv.Event
-	for i, c := range changes {
-		e := kv.Event{Kind: kv.Stored, BlockSize: blockTokens, Tokens: tokens[:len(c.keys)*blockTokens]}
-		if c.remove {
-			e = kv.Event{Kind: kv.Removed}
-		} else if c.parent != 0 {
-			e.HasParent, e.Parent = true, kv.EngineKey(c.parent)
+	for i := range changes {
+		c := &changes[i]
+		for len(waiting) <= c.endpoint {
+			waiting = append(waiting, nil)
 		}
-		for _, k := range c.keys {
-			e.Blocks = append(e.Blocks, kv.EngineKey(k))
+		if waiting[c.endpoint] = append(waiting[c.endpoint], c.event()); len(waiting[c.endpoint]) == events {
+			flush(c.endpoint)
 		}
-		if events = append(events, e); len(events) == batchEvents || i == len(changes)-1 {
-			out = append(out, kv.VLLMMap.AppendBatch(nil, float64(i), -1, events))
-			events = events[:0]
-		}
+	}
+	for endpoint := range waiting {
+		flush(endpoint)
 	}
 	return out
 }
 
-// applier turns decoded events into calls of the index.
+// event returns c as engines tell of it. Different keys have different tokens.
+func (c *change) event() kv.Event {
+	e := kv.Event{Kind: kv.Removed}
+	for _, k := range c.keys {
+		e.Blocks = append(e.Blocks, kv.EngineKey(k))
+	}
+	if c.remove {
+		return e
+	}
+	e.Kind, e.BlockSize = kv.Stored, blockTokens
+	e.HasParent, e.Parent = c.parent != 0, kv.EngineKey(c.parent)
+	for _, k := range c.keys {
+		for i := range uint64(blockTokens) {
+			e.Tokens = append(e.Tokens, uint32(stat.Mix64(uint64(k)+i)%128_000))
+		}
+	}
+	return e
+}
+
+// applier turns decoded batches into calls of the index.
 type applier struct {
-	x    *kv.Blocks
-	keys []kv.Key
+	x       *kv.Blocks
+	keys    []kv.Key
+	names   []*kv.Names // by endpoint
+	changes []kv.Change
 }
 
 // engineKeys takes the engine's keys for those of the index, which is right
 // where all engines hash alike.
-func (a *applier) engineKeys(holder int, e *kv.Event) {
+func (a *applier) engineKeys(holder int, batch *kv.Batch) {
+	for i := range batch.Events {
+		a.engineKeysOf(holder, &batch.Events[i])
+	}
+}
+
+func (a *applier) engineKeysOf(holder int, e *kv.Event) {
 	a.keys = a.keys[:0]
 	for _, k := range e.Blocks {
 		a.keys = append(a.keys, kv.Key(k))
@@ -63,28 +91,45 @@ func (a *applier) engineKeys(holder int, e *kv.Event) {
 	}
 }
 
-// decode reads payloads and does with their events what there is to do. Another
-// way to name blocks is another row here.
+// ownKeys names blocks by their tokens.
+func (a *applier) ownKeys(holder int, batch *kv.Batch) {
+	for len(a.names) <= holder {
+		a.names = append(a.names, kv.NewNames(kv.KeySpace{}, 1<<20))
+	}
+	a.changes = a.names[holder].Apply(batch, a.changes[:0])
+	for _, c := range a.changes {
+		if c.Kind == kv.ChangeRemove {
+			a.x.Remove(holder, c.Tier, c.Keys)
+		} else {
+			a.x.Store(holder, c.Tier, c.Parent, c.Keys)
+		}
+	}
+}
+
+// decode reads payloads and does with them what there is to do.
 func (b *bench) decode() {
-	changes := b.changes(partBlocks, storeBlocks)
-	raw := payloads(changes)
-	a, batch := &applier{x: b.x}, &kv.Batch{}
+	changes := b.changes(partBlocks, storeBlocks, b.w.endpoints)
+	raw := payloads(changes, 8)
+	batch := &kv.Batch{}
 	for _, way := range []struct {
 		name  string
-		apply func(holder int, e *kv.Event)
+		apply func(holder int, batch *kv.Batch)
 	}{
-		{"blocks decoded, per second", func(int, *kv.Event) {}},
-		{"blocks decoded and applied, per second", a.engineKeys},
+		{"blocks decoded, per second", func(int, *kv.Batch) {}},
+		{"blocks decoded and applied, per second", b.applier.engineKeys},
+		{"blocks decoded, named by tokens and applied, per second", b.applier.ownKeys},
 	} {
+		before := b.x.Stats().Blocks
 		b.cool()
 		cost := costOf(func() {
-			for i, p := range raw {
-				mustDecode(batch, p)
-				for k := range batch.Events {
-					way.apply(i%b.w.endpoints, &batch.Events[k])
-				}
+			for _, p := range raw {
+				mustDecode(batch, p.bytes)
+				way.apply(p.endpoint, batch)
 			}
 		})
+		if now := b.x.Stats().Blocks; now != before {
+			panic(fmt.Sprintf("benchkv: %s: %d blocks before, %d after", way.name, before, now))
+		}
 		b.row(way.name, "million", float64(len(changes)*storeBlocks)/cost.Seconds()/1e6)
 	}
 }
@@ -155,7 +200,7 @@ func (b *bench) behind(how string, rate float64) {
 	const asks = 2000
 	runtime.UnlockOSThread() // gateways do not lock theirs, and to wake one that is locked takes long
 	defer runtime.LockOSThread()
-	raw := payloads(b.changes(4*partBlocks, storeBlocks))
+	raw := payloads(b.changes(4*partBlocks, storeBlocks, min(b.publishers, b.w.endpoints)), sliceBlocks/storeBlocks)
 	var lock turns
 	var done atomic.Bool
 	var wg sync.WaitGroup
@@ -163,7 +208,7 @@ func (b *bench) behind(how string, rate float64) {
 	begun := time.Now()
 	wg.Go(func() {
 		for i := 0; !done.Load(); i++ {
-			applied += b.publish(&lock, raw[i%len(raw)], i%b.publishers)
+			applied += b.publish(&lock, raw[i%len(raw)])
 			for rate > 0 && float64(applied) > rate*time.Since(begun).Seconds() && !done.Load() {
 				time.Sleep(50 * time.Microsecond)
 			}
@@ -187,20 +232,23 @@ func (b *bench) behind(how string, rate float64) {
 	name := fmt.Sprintf("match of 512 behind %d publishers, %s", b.publishers, how)
 	b.row(name+": applied per second", "million", float64(applied)/time.Since(begun).Seconds()/1e6)
 	b.row(name+": median", "µs", quantile(delays, 0.5))
-	b.row(name+": 99 %", "µs", quantile(delays, 0.99)).toBeAtMost(1000)
+	// Without a pause both cores are busy, and what else the machine does counts too.
+	if w := b.row(name+": 99 %", "µs", quantile(delays, 0.99)); rate > 0 {
+		w.toBeAtMost(1000)
+	}
 	b.row(name+": longest", "µs", quantile(delays, 1))
 }
 
 // publish decodes a batch and applies it in slices; it returns its blocks.
-func (b *bench) publish(lock *turns, payload []byte, publisher int) (blocks int) {
-	batch, a := &kv.Batch{}, &applier{x: b.x}
-	mustDecode(batch, payload)
+func (b *bench) publish(lock *turns, p payload) (blocks int) {
+	batch := &kv.Batch{}
+	mustDecode(batch, p.bytes)
 	for at := 0; at < len(batch.Events); {
 		lock.apply(func() {
 			for n := 0; at < len(batch.Events) && n < sliceBlocks; at++ {
 				n += len(batch.Events[at].Blocks)
 				blocks += len(batch.Events[at].Blocks)
-				a.engineKeys(publisher, &batch.Events[at])
+				b.applier.engineKeysOf(p.endpoint, &batch.Events[at])
 			}
 		})
 	}

@@ -23,6 +23,8 @@ type bench struct {
 	random *stat.Rand
 	held   []kv.Held
 	flush  []uint64 // larger than the processor's caches
+
+	applier applier
 }
 
 // goal reports whether goals are for this number of endpoints.
@@ -34,6 +36,7 @@ func measure(o *options, w *workload, r *report) error {
 	before := heap()
 	b.x = kv.NewBlocks(1 << 27)
 	b.x.Seed(o.seed)
+	b.applier.x = b.x
 	begun := time.Now()
 	w.fill(b.x)
 	b.memory(heap() - before)
@@ -204,15 +207,15 @@ type change struct {
 	keys     []kv.Key
 }
 
-// changes are stores and removals of new chains of many endpoints in turn, n
+// changes are stores and removals of new chains of so many endpoints in turn, n
 // blocks at a time; removals come tail first, as engines evict. Nothing is left
 // at the end.
-func (b *bench) changes(blocks, n int) []change {
+func (b *bench) changes(blocks, n, endpoints int) []change {
 	const length, behind = 512, 64
 	chains := b.fresh(blocks, length)
 	var out []change
 	store := func(c, at int) {
-		s := change{endpoint: c % b.w.endpoints, keys: chains[c][at:][:n]}
+		s := change{endpoint: c % endpoints, keys: chains[c][at:][:n]}
 		if at > 0 {
 			s.parent = chains[c][at-1]
 		}
@@ -227,7 +230,7 @@ func (b *bench) changes(blocks, n int) []change {
 				if old := c + k - behind; old >= 0 && old < len(chains) {
 					keys := slices.Clone(chains[old][i-n : i])
 					slices.Reverse(keys)
-					out = append(out, change{remove: true, endpoint: old % b.w.endpoints, keys: keys})
+					out = append(out, change{remove: true, endpoint: old % endpoints, keys: keys})
 				}
 			}
 		}
@@ -246,7 +249,7 @@ func (b *bench) do(c *change) {
 // apply stores and removes, 16 blocks and one at a time.
 func (b *bench) apply() {
 	for _, n := range []int{1, storeBlocks} {
-		changes := b.changes(partBlocks, n)
+		changes := b.changes(partBlocks, n, b.w.endpoints)
 		b.cool()
 		cost := costOf(func() {
 			for i := range changes {
