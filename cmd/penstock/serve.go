@@ -138,6 +138,7 @@ func (c *gatewayCmd) Run(ctx context.Context, s streams) error {
 type upCmd struct {
 	portFlags
 	fleetFlags
+	kvFlags
 	Replicas    int             `default:"4" help:"Simulated engines."`
 	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
 	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
@@ -165,9 +166,9 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 	var sim *app.Simulated
 	if !c.real() {
 		var err error
-		sim, err = app.Simulate(server.Options{
+		sim, err = app.Simulate(c.with(server.Options{
 			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed,
-		}, app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow})
+		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow})
 		if err != nil {
 			return err
 		}

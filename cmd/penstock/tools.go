@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,7 +16,33 @@ import (
 
 func kvTokens(n int) fleet.Tokens { return fleet.Tokens(n) }
 
+// kvFlags are about the KV of simulated engines: where it is kept, and who is
+// told.
+type kvFlags struct {
+	KVEvents        string  `name:"kv-events" placeholder:"ADDR" help:"Publish KV events over ZeroMQ at this address (127.0.0.1:5557); engine I, or rank I, at a port higher by I."`
+	KVReplay        string  `name:"kv-replay" placeholder:"ADDR" help:"Answer requests for replays of KV events at this address; ports as above."`
+	KVEncoding      string  `name:"kv-events-encoding" placeholder:"NAME" help:"vllm-array, vllm-map, vllm-map-bytes, sglang-array, sglang-map, trtllm or mooncake (default: vllm-map or sglang-map)."`
+	KVReplayForm    string  `name:"kv-replay-form" placeholder:"FORM" help:"topic, topicless or off (default: as the encoding's engine)."`
+	KVTopic         string  `name:"kv-topic" placeholder:"TEXT" help:"Topic of KV events (default: empty)."`
+	KVBufferSteps   int     `name:"kv-buffer-steps" placeholder:"N" help:"Messages kept for replays (default 10000)."`
+	KVRank          int     `name:"kv-rank" placeholder:"I" help:"Data-parallel rank that KV events are of (default 0)."`
+	KVCPUTokens     int     `name:"kv-cpu-tokens" placeholder:"N" help:"Keep so many tokens of KV in CPU memory when they leave the GPU."`
+	KVDiskTokens    int     `name:"kv-disk-tokens" placeholder:"N" help:"Keep so many tokens of KV on disk when they leave CPU memory."`
+	KVCPUBandwidth  float64 `name:"kv-cpu-bandwidth" placeholder:"GB/S" help:"From CPU memory to each accelerator (default 25)."`
+	KVDiskBandwidth float64 `name:"kv-disk-bandwidth" placeholder:"GB/S" help:"From disk to each accelerator (default 6)."`
+}
+
+// with returns o with the flags filled in.
+func (f kvFlags) with(o server.Options) server.Options {
+	o.KVEvents, o.KVReplay, o.KVEncoding, o.KVReplayForm = f.KVEvents, f.KVReplay, f.KVEncoding, f.KVReplayForm
+	o.KVTopic, o.KVBufferSteps, o.KVRank = f.KVTopic, f.KVBufferSteps, f.KVRank
+	o.CPUTokens, o.DiskTokens = fleet.Tokens(f.KVCPUTokens), fleet.Tokens(f.KVDiskTokens)
+	o.CPUBandwidth, o.DiskBandwidth = f.KVCPUBandwidth*1e9, f.KVDiskBandwidth*1e9
+	return o
+}
+
 type engineCmd struct {
+	kvFlags
 	Listen       string        `default:"127.0.0.1:8000" help:"Address to serve on."`
 	Model        string        `help:"Model (default Qwen/Qwen3-32B)."`
 	Engine       string        `enum:"vllm,sglang" default:"vllm" help:"Whose surface to show: ${enum}."`
@@ -57,6 +84,7 @@ only its arithmetic is missing. It can be made to fail on purpose: see POST
 Examples:
   penstock engine --listen 127.0.0.1:8001
   penstock engine --listen 127.0.0.1:8002 --factor 1.5     a slow replica
+  penstock engine --kv-events 127.0.0.1:5557 --kv-replay 127.0.0.1:5657 --kv-cpu-tokens 600000
   penstock engine --engine sglang --lora poet --lora clerk --max-loras 2
   curl -X POST localhost:8001/sim/fault -d '{"kind":"hang","count":1}'`
 }
@@ -73,20 +101,23 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 	}
 	n, err := server.Listen(c.Listen, server.Config{
 		TLS: secure,
-		Options: server.Options{
+		Options: c.with(server.Options{
 			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, DP: c.DP, EP: c.EP, Precision: c.Precision, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
 			Noise: c.Noise, Seed: c.Seed, KVTokens: fleet.Tokens(c.KVTokens), MaxSeqs: c.MaxSeqs,
 			Engine: c.Engine, LoRAs: c.LoRA, MaxLoRAs: c.MaxLoRAs, LoadLoRA: c.LoadLoRA,
 			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,
 			DevMode: c.DevMode, RefuseAsleep: c.RefuseAsleep, HTTP1Only: c.HTTP1Only,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
-		},
+		}),
 	})
 	if err != nil {
 		return err
 	}
 	o := n.Server.Options()
 	fmt.Fprintf(s.Out, "Simulated engine: %s on %d x %s, %d tokens of KV cache, at %s\n", o.Model, o.TP, o.Accelerator, o.KVTokens, n.URL())
+	if events, replay := n.KVAddresses(); events != "" {
+		fmt.Fprintf(s.Out, "KV events: %s at %s, replays at %s\n", o.KVEncoding, events, cmp.Or(replay, "none"))
+	}
 	select {
 	case <-n.Done(): // a simulated crash has cut every connection
 		return exitError(crashed)

@@ -54,6 +54,22 @@
 // shares nothing with the gateway's, so that one misreading cannot hide in
 // both.
 //
+// # KV cache
+//
+// With Options.CPUTokens, blocks that leave the GPU stay in CPU memory, and then
+// on disk, and are loaded when they are asked for again; see enginesim.Offload.
+// With Options.KVEvents the engine publishes what happens to its blocks, over
+// ZeroMQ and in any of the encodings in the field, one message for each step that
+// changes something; Options.KVReplay is where messages are asked for again.
+// Stores on the GPU have their tokens. Those below it only say where blocks are,
+// except that SGLang's have tokens in CPU memory, too. Dropping the cache clears
+// all tiers.
+//
+// The truth beside: GET /sim/kv counts the blocks of each tier and says which
+// message is next, so that all before it must tell the same; ?keys=true has all
+// keys, in hexadecimal. POST /sim/kv says how many tokens of a "prompt" (text or
+// ids; with "lora" and "cache_salt") each tier has.
+//
 // # Faults
 //
 // POST /sim/fault makes the engine misbehave, DELETE /sim/fault (with
@@ -86,7 +102,21 @@
 //	crash  Config.OnCrash is called; without it a Node closes its listener and
 //	       all connections at once
 //
-// A "count" above 0 limits a fault to that many requests; otherwise it lasts
-// until mended. A cut or a garbage answer to a request without "stream" breaks
+// Faults on KV events, for each message or request for a replay:
+//
+//	kv-drop         not sent; a replay has it
+//	kv-swap         sent after the next one
+//	kv-duplicate    sent twice
+//	kv-corrupt      bytes that are no message; a replay has the right ones
+//	kv-malformed    with a store among its events that cannot be read
+//	kv-unknown      with an event of a class that nobody knows
+//	kv-ring-short   only the last "batches" messages are left for the replay
+//	kv-replay-off   the request is not answered
+//	kv-replay-slow  "delay_ms" before each message
+//	kv-restart      at once: the cache is empty, messages count from 0 again, and
+//	                connections break; with "clear":true the first message says so
+//
+// A "count" above 0 limits a fault to that many requests, and "after" spares as
+// many before; otherwise it lasts until mended. A cut or a garbage answer to a request without "stream" breaks
 // off inside its body.
 package server

@@ -123,7 +123,12 @@ func (m *vllmMetrics) append(b []byte, s enginesim.Stats) []byte {
 	single("gauge", "num_requests_waiting", "Number of requests waiting to be processed.", float64(s.Waiting))
 	single("gauge", "kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", s.KVUsage())
 	single("counter", "prefix_cache_queries_total", "Prefix cache queries, in terms of number of queried tokens.", float64(s.PrefixQueries))
-	single("counter", "prefix_cache_hits_total", "Prefix cache hits, in terms of number of cached tokens.", float64(s.PrefixHits))
+	below := s.CPU.Hits + s.Disk.Hits
+	single("counter", "prefix_cache_hits_total", "Prefix cache hits, in terms of number of cached tokens.", float64(s.PrefixHits-below))
+	if s.CPU.TotalBlocks > 0 {
+		single("counter", "external_prefix_cache_queries_total", "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of queried tokens.", float64(s.PrefixQueries-s.PrefixHits+below))
+		single("counter", "external_prefix_cache_hits_total", "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of cached tokens.", float64(below))
+	}
 	single("counter", "num_preemptions_total", "Cumulative number of preemption from the engine.", float64(s.Preemptions))
 	single("counter", "prompt_tokens_total", "Number of prefill tokens processed.", float64(s.PromptTokens))
 	single("counter", "generation_tokens_total", "Number of generation tokens processed.", float64(s.GenerationTokens))
