@@ -36,6 +36,11 @@ type sceneFlags struct {
 	KVTokens    *int           `group:"Fleet" name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
 	Faults      string         `group:"Fleet" type:"existingfile" placeholder:"FILE" help:"What happens to replicas, and when: see below."`
 	Gateways    int            `group:"Fleet" default:"1" help:"Gateways that share the load, each with a view of its own."`
+	KVEvents    bool           `group:"Fleet" name:"kv-events" help:"Engines publish what they cache, and gateways follow; without, gateways remember what they sent."`
+	EventLag    time.Duration  `group:"Fleet" name:"kv-event-lag" default:"2ms" help:"Of events on their way to a gateway."`
+	EventLoss   float64        `group:"Fleet" name:"kv-event-loss" default:"0" help:"Share of events' batches that get lost, 0 to 1."`
+	CPUTier     int            `group:"Fleet" name:"cpu-tier" placeholder:"TOKENS" help:"KV that each engine keeps in host memory below its GPUs', in tokens."`
+	DiskTier    int            `group:"Fleet" name:"disk-tier" placeholder:"TOKENS" help:"KV that each engine keeps on disk below that, in tokens."`
 	Noise       float64        `group:"Fleet" default:"0.05" help:"Spread of step times, 0 to 1."`
 	Spread      float64        `group:"Fleet" default:"0" help:"Spread of speeds: replicas are up to so much faster or slower than their like, 0 to 0.9."`
 	Scrape      *time.Duration `group:"Fleet" help:"Between two readings of an engine's gauges (default 1s, or the Fleet file's)."`
@@ -103,6 +108,13 @@ func (f *sceneFlags) happenings(e *experiment) error {
 		return fmt.Errorf("--gateways must be at least 1, is %d", f.Gateways)
 	}
 	e.scene.Gateways = f.Gateways
+	if f.KVEvents {
+		const ring = 10_000 // batches, as engines keep by default
+		e.scene.Events = &sim.Events{Lag: f.EventLag, Lose: f.EventLoss, Ring: ring}
+	}
+	for i := range e.scene.Variants {
+		e.scene.Variants[i].CPU, e.scene.Variants[i].Disk = fleet.Tokens(f.CPUTier), fleet.Tokens(f.DiskTier)
+	}
 	if f.Faults == "" {
 		return nil
 	}

@@ -32,6 +32,8 @@ type Variant struct {
 	Cost     float64      // of one replica, US dollars per hour; 0 is the price of its accelerators
 	Measured *perf.Step   // its truth, where answers showed it; nil takes the catalogue's
 	Factors  []float64    // of its replicas in turn, how much slower each is beside that; nil for 1
+	CPU      fleet.Tokens // that each replica keeps in host memory below its GPUs'; 0 for none
+	Disk     fleet.Tokens // and on disk below that
 }
 
 // CostPerHour returns the cost of one replica, in US dollars per hour; 0 when
@@ -62,6 +64,7 @@ type Scene struct {
 	Hop      time.Duration
 	Gateways int // 0 is one; see sim.Config
 	Faults   []sim.Fault
+	Events   *sim.Events // what engines publish of their caches; nil for nothing
 	Targets  sim.Targets
 	// Load makes the requests of one run anew; load 1 is the workload as it is.
 	Load func(load float64, seed uint64) (workload.Source, error) `json:"-"`
@@ -91,6 +94,9 @@ func (s *Scene) Validate() error {
 			if err := v.Serving.Validate(); err != nil {
 				errs = append(errs, fmt.Errorf("variants[%d] (%s): %w", i, v.Name, err))
 			}
+		}
+		if v.CPU < 0 || v.Disk < 0 || v.Disk > 0 && v.CPU == 0 {
+			errs = append(errs, fmt.Errorf("variants[%d] (%s): tokens in host memory and on disk must not be negative, and a disk needs host memory above it", i, v.Name))
 		}
 		if v.Replicas < 0 || v.Slower < 0 || v.Cost < 0 {
 			errs = append(errs, fmt.Errorf("variants[%d] (%s): replicas, slower and cost must not be negative", i, v.Name))
@@ -136,7 +142,7 @@ func (s *Scene) Run(ctx context.Context, c Cell) (*sim.Result, error) {
 // config is what a cell is simulated with.
 func (s *Scene) config(c Cell) sim.Config {
 	cfg := sim.Config{
-		Pool: s.Pool, Gateways: s.Gateways, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Targets: s.Targets,
+		Pool: s.Pool, Gateways: s.Gateways, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Events: s.Events, Targets: s.Targets,
 	}
 	if c.Policy != s.Pool.Policy.Name { // that of the pool has its weights
 		cfg.Pool.Policy = route.Spec{Name: c.Policy}
@@ -152,7 +158,7 @@ func (s *Scene) config(c Cell) sim.Config {
 			factor *= v.Factors[k]
 		}
 		physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
-		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief})
+		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links()})
 	}
 	for i := range s.Variants {
 		for k := range s.Variants[i].Replicas {
@@ -194,6 +200,36 @@ func (v *Variant) physics(factor, noise float64, seed uint64) enginesim.Physics 
 		return enginesim.Ranks{Rank: r, N: v.Serving.DP}
 	}
 	return r
+}
+
+// What memory below the GPU's can do in truth: PCIe 4 and one NVMe drive per
+// device, as far as they are seen to be used.
+const (
+	cpuBandwidth  = 20e9 // bytes per second
+	diskBandwidth = 5e9
+	cpuLatency    = 1500 * time.Microsecond
+	diskLatency   = 8 * time.Millisecond
+)
+
+func (v *Variant) offload() enginesim.Offload {
+	if v.CPU == 0 {
+		return enginesim.Offload{}
+	}
+	o := enginesim.Offload{CPU: enginesim.Store{Tokens: v.CPU, Bandwidth: cpuBandwidth, Latency: cpuLatency}, KVBytes: v.Serving.KVBytes()}
+	if v.Disk > 0 {
+		o.Disk = enginesim.Store{Tokens: v.Disk, Bandwidth: diskBandwidth, Latency: diskLatency}
+	}
+	return o
+}
+
+// links is what is believed of that before it is measured: what data sheets say.
+func (v *Variant) links() fleet.Links {
+	if v.CPU == 0 {
+		return fleet.Links{}
+	}
+	const pcie, nvme = 25e9, 6e9 // bytes per second
+	bytes := v.Serving.KVBytes()
+	return fleet.Links{CPU: fleet.Link{Latency: 1e-3, PerToken: bytes / pcie}, Disk: fleet.Link{Latency: 5e-3, PerToken: bytes / nvme}}
 }
 
 func (v *Variant) limits() fleet.Limits {

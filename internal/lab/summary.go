@@ -275,6 +275,9 @@ func (s *Scene) Describe() []Setting {
 	if s.Gateways > 1 {
 		add("gateways", "%d, each with a view of its own", s.Gateways)
 	}
+	if e := s.Events; e != nil {
+		add("KV events", "%v late, %v batches to ask for again", e.Lag, e.Ring)
+	}
 	for i := range s.Faults {
 		add("fault", "%s", faultText(&s.Faults[i]))
 	}

@@ -79,7 +79,9 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("gateways: must not be negative, is %d", c.Gateways))
 	}
 	errs = append(errs, c.validateFaults()...)
-	errs = append(errs, c.Events.validate())
+	if err := c.Events.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(append(errs, c.known().Validate()...)...)
 }
 
