@@ -3,8 +3,10 @@ package app
 import (
 	"hash/fnv"
 
+	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/live"
 	"penstock.dev/penstock/internal/perf"
 )
@@ -24,13 +26,30 @@ func Believe(v config.Variant) perf.Step {
 func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 	return func(e discovery.Endpoint) live.Target {
 		t := live.Target{Name: e.Name, URL: e.URL, Limits: c.Engine.Limits(), Step: c.Engine.StepMs.Step()}
+		if t.Feed = feedOf(&c, e); e.Store {
+			t.Role = fleet.RoleStore
+			return t
+		}
+		t.Links = c.KV.Links(catalog.Serving{})
 		if i, ok := c.FindVariant(e.Variant); ok {
 			v := c.Variants[i]
 			t.Limits = v.Limits().Merge(t.Limits)
-			t.Variant, t.Step = variantID(v.Name), Believe(v)
+			t.Variant, t.Step, t.Links = variantID(v.Name), Believe(v), c.KV.Links(v.Serving())
 		}
 		return t
 	}
+}
+
+// feedOf returns where an endpoint's KV events come from.
+func feedOf(c *config.Pool, e discovery.Endpoint) live.Feed {
+	f := live.Feed{Events: e.Events, Replay: e.Replay, Topic: c.KV.Topic}
+	if f.Events == "" {
+		f.Events, f.Replay = c.KV.FeedAt(e.URL)
+	}
+	if f.Events == "" {
+		return live.Feed{}
+	}
+	return f
 }
 
 // variantID stands for a variant's name in the journal.

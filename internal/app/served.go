@@ -25,6 +25,7 @@ type served struct {
 	pool    *live.Pool
 	client  *engine.Client
 	loops   *control.Loops
+	feeds   *control.Feeds
 	members *members
 	journal *journalFile
 	stop    context.CancelFunc
@@ -84,9 +85,19 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 		return nil, err
 	}
 	s.loops.Pool, s.loops.Lister, s.loops.Listed = s.pool, s.client, s.listed
-	s.members = newMembers(s.ctx, s.pool, o.Log, s.loops.Watch)
+	s.feeds = control.NewFeeds(s.pool, c.Space(), o.Log)
+	s.members = newMembers(s.ctx, s.pool, o.Log, s.watch)
 	s.follow(c)
 	return s, nil
+}
+
+// watch follows an endpoint until ctx ends: what it says of its load, and of its
+// cache.
+func (s *served) watch(ctx context.Context, e live.Endpoint) {
+	if e.Role != fleet.RoleStore {
+		s.loops.Watch(ctx, e)
+	}
+	s.feeds.Follow(ctx, e)
 }
 
 // engineClient makes a client with a pool's credentials, trust and protocols.
@@ -130,7 +141,10 @@ func (s *served) follow(c config.Pool) {
 	s.members.keepOnly(keep)
 	literal := make([]discovery.Endpoint, 0, len(c.Endpoints))
 	for _, e := range c.Endpoints {
-		literal = append(literal, discovery.Endpoint{Name: e.Name, URL: e.URL, Variant: e.Variant})
+		literal = append(literal, discovery.Endpoint{Name: e.Name, URL: e.URL, Variant: e.Variant, Events: e.Events, Replay: e.Replay})
+	}
+	for _, st := range c.KV.Stores {
+		literal = append(literal, discovery.Endpoint{Name: st.Name, URL: st.Events, Events: st.Events, Replay: st.Replay, Store: true})
 	}
 	s.members.set(sourceFile, literal)
 	for _, src := range list {
@@ -170,7 +184,7 @@ func (s *served) replaces(c config.Pool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.config
-	return old.Dialect != c.Dialect || old.Credentials != c.Credentials || old.TLS != c.TLS || old.HTTP2 != c.HTTP2
+	return old.Space() != c.Space() || old.Dialect != c.Dialect || old.Credentials != c.Credentials || old.TLS != c.TLS || old.HTTP2 != c.HTTP2
 }
 
 // list returns the models the pool answers to.
@@ -216,6 +230,7 @@ func (s *served) close() error {
 	s.sources.Wait()
 	s.members.leaving.Wait()
 	s.loops.Wait()
+	s.feeds.Wait()
 	s.pool.Close()
 	s.client.Close()
 	if s.journal != nil {

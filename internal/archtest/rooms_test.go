@@ -55,7 +55,7 @@ var rooms = map[string]room{
 	"engine/tokens": {may: "@pure engine", why: "which tokens a prompt becomes is asked of engines, and told to whoever names blocks"},
 	"gateway":       {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
 	"epp":           {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
-	"control":       {may: "@pure engine live"},
+	"control":       {may: "@pure engine engine/kvfeed live"},
 	"batch":         {may: "@pure gateway live"},
 	"transfer":      {may: "@pure"},
 	"discovery":     {may: "@pure engine", why: "to find an endpoint is to ask a server what it serves"},
@@ -65,7 +65,7 @@ var rooms = map[string]room{
 	"usage":         {may: "@pure"},
 	"doctor":        {may: "@pure"},
 	"tui":           {may: "@pure"},
-	"config":        {may: "@pure scenario gateway engine", why: "configuration is read into the plain values of those who use them"},
+	"config":        {may: "@pure scenario gateway engine engine/kvfeed", why: "configuration is read into the plain values of those who use them"},
 	"obs":           {may: "@pure gateway live", why: "signals are made of what the front and the brain report"},
 	"admin":         {may: "@pure live obs", why: "the simulated lab reaches the page as a function, not as an import"},
 

@@ -124,10 +124,10 @@ type Endpoint struct {
 	// Variant is the name of its variant; that of the pool's only variant by
 	// default.
 	Variant string `json:"variant"`
-	// Events is host:port where it publishes its KV events, where kv.eventsPort does
+	// Events is tcp://host:port where it publishes its KV events, where kv.eventsPort does
 	// not tell.
 	Events string `json:"events"`
-	// Replay is host:port where its past events can be asked for.
+	// Replay is tcp://host:port where its past events can be asked for.
 	Replay string `json:"replay"`
 }
 

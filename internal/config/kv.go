@@ -9,6 +9,7 @@ import (
 
 	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/engine/kvfeed"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/kv"
 )
@@ -56,9 +57,9 @@ type Tier struct {
 type Store struct {
 	// Name is unique among the pool's stores and endpoints.
 	Name string `json:"name"`
-	// Events is host:port where it publishes what it holds.
+	// Events is tcp://host:port where it publishes what it holds.
 	Events string `json:"events"`
-	// Replay is host:port where past events can be asked for.
+	// Replay is tcp://host:port where past events can be asked for.
 	Replay string `json:"replay"`
 
 	Tier
@@ -130,7 +131,7 @@ func (k *KV) validate(path string, errs *problems) {
 		}
 		unique(errs, at+".name", s.Name, i, names, "stores[%d]")
 		if s.Events == "" {
-			errs.add(at+".events", "is required: host:port where the store publishes its events")
+			errs.add(at+".events", "is required: tcp://host:port where the store publishes its events")
 		}
 		address(errs, at+".events", s.Events)
 		address(errs, at+".replay", s.Replay)
@@ -177,15 +178,13 @@ func port(errs *problems, path string, n int) {
 	}
 }
 
-// address checks host:port; none is fine.
+// address checks where events come from; none is fine.
 func address(errs *problems, path, s string) {
 	if s == "" {
 		return
 	}
-	host, p, err := net.SplitHostPort(s)
-	n, notNumber := strconv.Atoi(p)
-	if err != nil || host == "" || notNumber != nil || n < 1 || n > 65535 {
-		errs.add(path, "must be host:port, is %q", s)
+	if _, _, err := kvfeed.Address(s, 0); err != nil {
+		errs.add(path, "%w", err)
 	}
 }
 
@@ -203,14 +202,13 @@ func (p *Pool) Space() kv.KeySpace {
 }
 
 // FeedAt returns where the endpoint of a URL publishes its events and answers for
-// past ones; empty where it does not. Rank is its data-parallel rank: engines add
-// it to both ports.
-func (k *KV) FeedAt(base string, rank int) (events, replay string) {
+// past ones; empty where it does not.
+func (k *KV) FeedAt(base string) (events, replay string) {
 	u, err := url.Parse(base)
 	if err != nil || k.EventsPort == 0 {
 		return "", ""
 	}
-	at := func(port int) string { return net.JoinHostPort(u.Hostname(), strconv.Itoa(port+rank)) }
+	at := func(port int) string { return "tcp://" + net.JoinHostPort(u.Hostname(), strconv.Itoa(port)) }
 	events = at(k.EventsPort)
 	if k.ReplayPort != 0 {
 		replay = at(k.ReplayPort)

@@ -15,6 +15,12 @@ type Endpoint struct {
 	URL  string `json:"url"`
 	// Variant names one of its pool's variants; by default the only one there is.
 	Variant string `json:"variant,omitempty"`
+	// Events is tcp://host:port where it publishes its KV events, and Replay where
+	// past ones can be asked for, where the pool's configuration does not tell.
+	Events string `json:"events,omitempty"`
+	Replay string `json:"replay,omitempty"`
+	// Store says that it is no server but a store of KV that the servers share.
+	Store bool `json:"-"`
 }
 
 // Source delivers the endpoints of one pool. Run calls emit with the whole list

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -26,7 +27,9 @@ type Target struct {
 	// Variant is the same for endpoints that should be equals; 0 when nothing is
 	// told of it.
 	Variant uint64
-	Step    perf.Step // step time believed before any is measured; zero when unknown
+	Step    perf.Step   // step time believed before any is measured; zero when unknown
+	Links   fleet.Links // how fast KV is believed to come from slower tiers; zero when unknown
+	Feed    Feed
 }
 
 // Endpoint is a Target the pool has taken on.
@@ -59,6 +62,7 @@ type Pool struct {
 	options Options
 	start   time.Time
 
+	asked     atomic.Int32 // who wait for mu with more hurry than feeds have
 	mu        sync.Mutex
 	brain     *pool.Brain
 	out       []pool.Action
@@ -128,7 +132,7 @@ func (p *Pool) Now() fleet.Time { return fleet.Time(time.Since(p.start)) }
 
 // step tells the brain of ev and carries out what follows.
 func (p *Pool) step(ev pool.Event) {
-	p.mu.Lock()
+	p.lock()
 	later := p.stepLocked(ev)
 	p.mu.Unlock()
 	run(later)
@@ -249,13 +253,13 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	p.byName[t.Name] = e.ID
 	p.endpoints[e.ID] = e
 	return e, p.stepLocked(&pool.Endpoint{
-		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step,
+		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step, Links: t.Links,
 	})
 }
 
 // Drain gives an endpoint nothing new.
 func (p *Pool) Drain(e Endpoint) {
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step})
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step, Links: e.Links})
 }
 
 // Remove forgets an endpoint, unless a newer process has taken its name.

@@ -44,7 +44,7 @@ const maxPending = 2
 // memory may be reused at once.
 func (p *Pool) Open(id string, ev *pool.Arrive) *Ticket {
 	t := &Ticket{ID: id, pool: p, orders: make(chan Order, maxPending), arrived: time.Now()}
-	p.mu.Lock()
+	p.lock()
 	if p.closed {
 		p.mu.Unlock()
 		t.ended = true

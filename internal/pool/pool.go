@@ -175,6 +175,16 @@ func (b *Brain) Slot(id fleet.EndpointID) (int, bool) {
 	return slot, ok
 }
 
+// Look tells what each endpoint is believed to have of a prompt.
+func (b *Brain) Look(now fleet.Time, p *kv.Prompt, tell func(fleet.EndpointID, fleet.Cached)) {
+	b.deps.KV.Look(max(b.now, now), p, b.view.Cache)
+	for i := range b.endpoints {
+		if b.endpoints[i].present {
+			tell(b.endpoints[i].Endpoint.Endpoint, b.view.Cache[i])
+		}
+	}
+}
+
 // Requests returns how many requests are at an endpoint: ours, and by its gauges
 // those of others. An endpoint that is not known has none.
 func (b *Brain) Requests(id fleet.EndpointID) (ours, others int) {

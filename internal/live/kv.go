@@ -1,0 +1,54 @@
+package live
+
+import (
+	"runtime"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/pool"
+)
+
+// Feed is where an endpoint's KV events come from; the zero Feed is nowhere.
+type Feed struct {
+	Events string // where it publishes: tcp://host:port
+	Replay string // where past events can be asked for; empty for nowhere
+	Topic  string // what topics begin with; empty for any
+	Rank   int    // data-parallel rank, which engines add to both ports
+}
+
+// Cached tells what an endpoint's feed of KV events has to say, in at most as many
+// changes as a decision can wait for. It lets decisions that wait go first: a feed
+// has much to say in a row.
+func (p *Pool) Cached(e Endpoint, u kv.Update) {
+	for p.asked.Load() > 0 {
+		runtime.Gosched()
+	}
+	p.mu.Lock()
+	later := p.stepLocked(&pool.KV{Endpoint: e.ID, Gen: e.Gen, Update: u})
+	p.mu.Unlock()
+	run(later)
+}
+
+// Look returns what each endpoint is believed to have of a prompt, by id.
+func (p *Pool) Look(q *kv.Prompt) map[fleet.EndpointID]fleet.Cached {
+	p.lock()
+	defer p.mu.Unlock()
+	out := map[fleet.EndpointID]fleet.Cached{}
+	p.brain.Look(p.Now(), q, func(id fleet.EndpointID, c fleet.Cached) { out[id] = c })
+	return out
+}
+
+// Blocks returns how many different blocks the pool's index has, and what they
+// take.
+func (p *Pool) Blocks() kv.BlocksStats {
+	p.lock()
+	defer p.mu.Unlock()
+	return p.brain.Caches().Blocks().Stats()
+}
+
+// lock takes the pool's lock for somebody who waits.
+func (p *Pool) lock() {
+	p.asked.Add(1)
+	p.mu.Lock()
+	p.asked.Add(-1)
+}
