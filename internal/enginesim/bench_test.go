@@ -119,3 +119,47 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 		t.Error("the test is meant to evict")
 	}
 }
+
+// BenchmarkRequestBelow is BenchmarkRequest with tiers below the GPU and events
+// about them all.
+func BenchmarkRequestBelow(b *testing.B) {
+	spec := qwen(b, 2)
+	for _, c := range []struct {
+		name       string
+		cpu, disk  fleet.Tokens
+		everything bool
+	}{{name: "none"}, {name: "events", everything: true}, {name: "cpu", cpu: 600_000}, {name: "disk", cpu: 600_000, disk: 6_000_000}, {name: "all", cpu: 600_000, disk: 6_000_000, everything: true}} {
+		b.Run(c.name, func(b *testing.B) {
+			roofline := NewRoofline(spec)
+			reqs := mooncakeLike(4096)
+			o := Offload{KVBytes: spec.KVBytes(), CPU: Store{Tokens: c.cpu, Bandwidth: 25e9}, Disk: Store{Tokens: c.disk, Bandwidth: 6e9}}
+			e := newEngine(b, Config{Physics: roofline, KVTokens: capacity(spec), Offload: o, Events: c.everything})
+			r := stat.NewRand(1, "arrivals")
+			var out []Output
+			now, next, i, blocks := fleet.Time(0), fleet.Never, 0, 0
+			b.ReportAllocs()
+			for b.Loop() {
+				now += fleet.Time(r.Exp(float64(1700 * time.Millisecond)))
+				for next < now {
+					out, next = e.Advance(next, out[:0])
+				}
+				req := reqs[i%len(reqs)]
+				req.ID = fleet.ReqID(i)
+				i++
+				if err := e.Submit(now, req); err != nil {
+					b.Fatal(err)
+				}
+				out, next = e.Advance(now, out[:0])
+				for _, events := range e.TakeEvents() {
+					for j := range events {
+						blocks += len(events[j].Blocks)
+					}
+				}
+			}
+			s := e.Stats()
+			b.ReportMetric(float64(s.PrefixHits)/float64(s.PrefixQueries), "hits")
+			b.ReportMetric(float64(s.CPU.Loads+s.Disk.Loads)/float64(i), "loads/req")
+			b.ReportMetric(float64(blocks)/float64(i), "blocks/req")
+		})
+	}
+}

@@ -274,6 +274,7 @@ func TestDroppingTheCacheDropsAllTiers(t *testing.T) {
 	if e.DropCache(at, false) {
 		t.Error("dropped while a request loads")
 	}
+	at = at.Add(time.Millisecond)
 	if !e.DropCache(at, true) {
 		t.Error("not dropped")
 	}
@@ -342,5 +343,30 @@ func TestALoadMayPreemptTheLastOneThatRuns(t *testing.T) {
 	i := slices.IndexFunc(out, func(o Output) bool { return o.Req == 3 && o.Finish != NotFinished })
 	if o := out[i]; o.Cached != 0 || o.FromCPU != 0 || o.Tokens != 30 {
 		t.Errorf("%+v; want all 30 tokens and nothing cached", o)
+	}
+}
+
+// What a request holds while the rest is loaded is not read, and so not read
+// again.
+func TestAWaitingLoadReadsNothing(t *testing.T) {
+	var last Batch
+	e := newEngine(t, Config{Physics: lastBatch{&last}, KVTokens: 24 * BlockTokens, EveryToken: true, Offload: Offload{
+		KVBytes: 1000, CPU: Store{Tokens: 64 * BlockTokens, Bandwidth: 16e6},
+	}})
+	x, y := chainOf(7, 2, 1), chainOf(7, 2, 2)
+	for i, c := range [][]uint64{x, chainOf(7, 0, 3), chainOf(7, 0, 4), chainOf(7, 0, 5)} {
+		submit(t, e, e.ready, Request{ID: fleet.ReqID(i), Prompt: 113, Output: 1, Chain: c})
+		drain(t, e)
+	}
+	at := e.ready
+	submit(t, e, at, Request{ID: 10, Prompt: 113, Output: 100, Chain: y})
+	_, next := e.Advance(at, nil)
+	for range 3 {
+		_, next = e.Advance(next, nil)
+	}
+	submit(t, e, next, Request{ID: 11, Prompt: 113, Output: 1, Chain: x})
+	e.Advance(next, nil)
+	if len(e.loads) != 1 || e.loads[0].s.published != 2 || last.Decodes != 1 || last.Again != 0 {
+		t.Errorf("%d loads; in the step %d sequences, which read %d tokens again; want a load after two blocks that nobody reads", len(e.loads), last.Decodes, last.Again)
 	}
 }

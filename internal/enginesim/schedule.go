@@ -31,8 +31,7 @@ func (e *Engine) form(out []Output) []Output {
 	preempted := e.stats.Preemptions
 	budget, out = e.scheduleRunning(budget, out)
 	// A step that had to preempt admits nobody: the place would be lost again.
-	// None is left running only when loads took the blocks.
-	if (e.stats.Preemptions == preempted || len(e.running) == 0) && !e.stuck {
+	if e.stats.Preemptions == preempted && !e.stuck {
 		e.admitWaiting(budget)
 	}
 	e.batch.Again = e.again()
