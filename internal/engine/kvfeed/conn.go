@@ -24,6 +24,7 @@ type Conn struct {
 
 	idle  time.Duration // that a frame may take to come; 0 any
 	until time.Time     // when receiving ends; zero never
+	pong  func()        // called by Receive at each answer to a Ping; nil none
 
 	mu  sync.Mutex // of writing
 	out []byte
@@ -224,6 +225,10 @@ func (c *Conn) answer(body []byte) (message []byte, err error) {
 			return nil, fmt.Errorf("PING cut short: %w", ErrProtocol)
 		}
 		return nil, c.write(appendCommand(nil, "PONG", data[2:])) // without its time to live
+	case "PONG":
+		if c.pong != nil {
+			c.pong()
+		}
 	case "ERROR":
 		return nil, fmt.Errorf("the peer ended it, %.100q: %w", data, ErrProtocol)
 	}

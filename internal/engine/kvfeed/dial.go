@@ -27,7 +27,8 @@ const (
 	tcpIdle   = 15 * time.Second
 	tcpProbe  = 5 * time.Second
 	pingEvery = 5 * time.Second
-	deadAfter = 15 * time.Second
+	deadAfter = 15 * time.Second // of a peer that has answered a PING before
+	settle    = time.Second      // that a peer may take to answer the first
 )
 
 // A Dialer connects to an address of a network, as net.Dialer does.
