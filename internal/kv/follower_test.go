@@ -15,6 +15,7 @@ import (
 // a ring of the last batches.
 type rankModel struct {
 	c       Encoding
+	direct  bool // its keys are the own keys
 	size    int
 	process uint64
 	prompts []prompt
@@ -32,8 +33,8 @@ type sent struct {
 	payload []byte
 }
 
-func newRankModel(c Encoding, size, room int) *rankModel {
-	m := &rankModel{c: c, size: size, room: room}
+func newRankModel(c Encoding, direct bool, size, room int) *rankModel {
+	m := &rankModel{c: c, direct: direct, size: size, room: room}
 	for i := range 4 {
 		p := sequence(16 * 12)
 		p.tokens[i*40] = uint32(i) // shares more and more of its beginning
@@ -41,6 +42,13 @@ func newRankModel(c Encoding, size, room int) *rankModel {
 	}
 	m.restart()
 	return m
+}
+
+func (m *rankModel) space() KeySpace {
+	if m.direct {
+		return KeySpace{Mode: KeysDirect}
+	}
+	return KeySpace{}
 }
 
 // restart begins a new process, whose keys are others.
@@ -51,6 +59,9 @@ func (m *rankModel) restart() {
 		own := m.prompts[i].keys(DefaultBlock)
 		for j, k := range m.keys(i) {
 			m.owned[k] = own[j*m.size/DefaultBlock : (j+1)*m.size/DefaultBlock]
+			if m.direct {
+				m.owned[k] = []Key{Key(k)}
+			}
 			m.refs[k] = &[tiers]int{}
 		}
 	}
@@ -151,7 +162,11 @@ type line struct {
 }
 
 func (l *line) do(d Do) {
-	l.h.apply(d.Changes, l.t.Fatalf)
+	if l.m.direct {
+		l.h.applyAll(d.Changes)
+	} else {
+		l.h.apply(d.Changes, l.t.Fatalf)
+	}
 	if !d.Replay {
 		return
 	}
@@ -205,7 +220,7 @@ func (l *line) handOver() {
 	l.do(l.f.Disconnected())
 	l.h.close(l.f, l.t.Fatalf)
 	state := l.f.AppendState(nil)
-	l.f = NewFollower(KeySpace{}, l.canReplay, 1000, l.maxHeld)
+	l.f = NewFollower(l.m.space(), l.canReplay, 1000, l.maxHeld)
 	if err := l.f.LoadState(state); err != nil {
 		l.t.Fatal(err)
 	}
@@ -335,11 +350,12 @@ func TestFollowerIsNeverWrong(t *testing.T) {
 		l := &line{
 			t: t, canReplay: rapid.IntRange(0, 3).Draw(t, "replay") > 0, maxHeld: rapid.SampledFrom([]int{0, 300, 1 << 20}).Draw(t, "held"),
 			m: newRankModel(
-				Encoding(rapid.IntRange(0, int(Encodings)-1).Draw(t, "encoding")), rapid.SampledFrom([]int{1, 4, 16, 48}).Draw(t, "size"),
+				Encoding(rapid.IntRange(0, int(Encodings)-1).Draw(t, "encoding")), rapid.IntRange(0, 3).Draw(t, "direct") == 0,
+				rapid.SampledFrom([]int{1, 4, 16, 48}).Draw(t, "size"),
 				rapid.SampledFrom([]int{1, 4, 100}).Draw(t, "ring"),
 			),
 		}
-		l.f = NewFollower(KeySpace{}, l.canReplay, 1000, l.maxHeld)
+		l.f = NewFollower(l.m.space(), l.canReplay, 1000, l.maxHeld)
 		l.do(l.f.Connected())
 		for range rapid.IntRange(1, 40).Draw(t, "steps") {
 			l.happen()

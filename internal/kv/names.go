@@ -132,16 +132,19 @@ func (n *Names) Held() int { return n.held }
 
 // stored takes blocks that the engine now has.
 func (n *Names) stored(e *Event) {
+	direct := n.space.Mode == KeysDirect
 	switch {
 	case e.Remote:
 		n.drop(DropRemote, len(e.Blocks))
-	case !e.Spec.Chained() || !n.follows(e.Group):
+	case !e.Spec.Chained():
 		n.drop(DropGroup, len(e.Blocks))
-	case n.space.Mode == KeysDirect && (len(e.Tokens) > 0 || e.HasParent):
+	case len(e.Tokens) == 0 && (!direct || !e.HasParent):
+		n.placed(e)
+	case !n.follows(e.Group):
+		n.drop(DropGroup, len(e.Blocks))
+	case direct:
 		n.parity.check(e)
 		n.direct(e)
-	case len(e.Tokens) == 0:
-		n.placed(e)
 	case !n.fits(e):
 		n.drop(DropBlockSize, len(e.Blocks))
 		n.missed = true
@@ -181,8 +184,13 @@ func (n *Names) wide(keys int) bool {
 	return keys <= n.tab.stride || keys*max(len(n.tab.slots), firstSlots) <= 8*max(n.max, firstSlots)
 }
 
-// placed takes copies of blocks that are told by their keys alone.
+// placed takes copies of blocks that are told by their keys alone. Such events
+// often do not name their group, so they do not decide which one is followed.
 func (n *Names) placed(e *Event) {
+	if n.group >= 0 && e.Group != n.group {
+		n.drop(DropGroup, len(e.Blocks))
+		return
+	}
 	for _, k := range e.Blocks {
 		if i := n.tab.find(k); i >= 0 {
 			n.retain(i, e.Tier)

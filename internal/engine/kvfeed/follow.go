@@ -88,6 +88,9 @@ type Update struct {
 func Follow(ctx context.Context, o FollowOptions, sink func(Update)) error {
 	f, err := newFollowing(o, sink)
 	if err != nil {
+		if o.Listen != nil {
+			o.Listen.Close()
+		}
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -166,10 +169,19 @@ func newFollowing(o FollowOptions, sink func(Update)) (*following, error) {
 
 // warm hands over what a loaded state knows.
 func (f *following) warm() {
+	var changes []kv.Change
+	keys := make([]kv.Key, 0, updateKeys)
 	for c := range f.follower.Known() {
-		f.emit([]kv.Change{c}, true)
+		if len(keys)+len(c.Keys) > updateKeys {
+			f.emit(changes, true)
+			changes, keys = changes[:0], keys[:0]
+		}
+		from := len(keys)
+		keys = append(keys, c.Keys...)
+		c.Keys = keys[from:len(keys):len(keys)]
+		changes = append(changes, c)
 	}
-	f.emit(nil, false)
+	f.emit(changes, false)
 }
 
 func (f *following) note(change func(*LinkStatus)) {
