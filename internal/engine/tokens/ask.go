@@ -61,33 +61,29 @@ func (s *Source) wait(ctx context.Context, q *Query, p *prompt, exact digest, bo
 
 // join returns the flight of the prompt, which it begins if nobody has.
 func (s *Source) join(q *Query, p *prompt, exact digest, bounds []digest) (*flight, Reason) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f := s.flights[exact]; f != nil {
-		return f, ReasonNone
-	}
-	if keys, tokens, ok := s.cache.get(exact, nil); ok { // it has just landed
-		f := &flight{done: make(chan struct{}), keys: keys, tokens: tokens}
-		close(f.done)
-		return f, ReasonNone
-	}
-	if s.closed || len(s.flights) >= s.o.MaxCalls {
-		return nil, ReasonBusy
+	if f, reason := s.joinable(q.Pool, exact); f != nil || reason != ReasonNone {
+		return f, reason
 	}
 	e, ok := q.Engine()
 	if !ok {
 		return nil, ReasonNoEngine
 	}
+	body, reason := compose(q, p)
+	if reason != ReasonNone {
+		return nil, reason
+	}
 	c := &call{
-		s: s, pool: s.poolLocked(q.Pool), engine: e, chat: p.chat, model: q.Model, media: p.chat && hasMedia(p.raw),
+		s: s, engine: e, chat: p.chat, model: q.Model, body: body, media: p.chat && hasMedia(p.raw),
 		maker: newMaker(q), exact: exact, bounds: bounds, start: time.Now(),
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f, reason := s.joinableLocked(q.Pool, exact); f != nil || reason != ReasonNone {
+		return f, reason
+	}
+	c.pool = s.poolLocked(q.Pool)
 	if c.pool.mannerLocked(e.URL, p.chat, c.start).way == wayNone {
 		return nil, ReasonUnspoken
-	}
-	var reason Reason
-	if c.body, reason = compose(q, p); reason != ReasonNone {
-		return nil, reason
 	}
 	if ok, c.trial = c.pool.circuit.allow(c.start); !ok {
 		return nil, ReasonOpen
@@ -96,6 +92,31 @@ func (s *Source) join(q *Query, p *prompt, exact digest, bounds []digest) (*flig
 	s.flights[exact] = f
 	s.calls.Go(func() { c.run(f) })
 	return f, ReasonNone
+}
+
+func (s *Source) joinable(pool string, exact digest) (*flight, Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.joinableLocked(pool, exact)
+}
+
+// joinableLocked returns the flight of the prompt, or why none can begin.
+func (s *Source) joinableLocked(pool string, exact digest) (*flight, Reason) {
+	if f := s.flights[exact]; f != nil {
+		return f, ReasonNone
+	}
+	if keys, tokens, ok := s.cache.get(exact, nil); ok { // it has just landed
+		f := &flight{done: make(chan struct{}), keys: keys, tokens: tokens}
+		close(f.done)
+		return f, ReasonNone
+	}
+	switch {
+	case s.closed || len(s.flights) >= s.o.MaxCalls:
+		return nil, ReasonBusy
+	case !s.poolLocked(pool).circuit.ready(time.Now()):
+		return nil, ReasonOpen
+	}
+	return nil, ReasonNone
 }
 
 // run asks, keeps what it is told and lets those know who wait.

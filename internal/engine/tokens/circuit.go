@@ -20,17 +20,19 @@ type circuit struct {
 	trial bool          // somebody tries
 }
 
-// allow reports whether engines are asked now, and whether that is the trial of
-// an open circuit, which must report.
+// ready reports whether engines may be asked now.
+func (c *circuit) ready(now time.Time) bool {
+	return c.until.IsZero() || !c.trial && !now.Before(c.until)
+}
+
+// allow is ready for one who goes on to ask, and reports whether that is the
+// trial of an open circuit. Its answer must be reported.
 func (c *circuit) allow(now time.Time) (ok, trial bool) {
-	switch {
-	case c.until.IsZero():
-		return true, false
-	case c.trial || now.Before(c.until):
+	if !c.ready(now) {
 		return false, false
 	}
-	c.trial = true
-	return true, true
+	c.trial = !c.until.IsZero()
+	return true, c.trial
 }
 
 // report takes an answer, good when it came within the budget. It reports

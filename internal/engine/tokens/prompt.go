@@ -111,10 +111,11 @@ func (p *prompt) turn(q *Query) bool {
 }
 
 // jump is value for a value that may be one of the known ones, which it does
-// not read again; it then returns nil.
+// not read again; it then returns nil. What begins like a whole string, array
+// or object is that one.
 func (c *cursor) jump(known ...[]byte) ([]byte, bool) {
 	for _, k := range known {
-		if len(k) > 0 && c.i+len(k) <= len(c.b) && &c.b[c.i] == &k[0] {
+		if len(k) > 1 && (k[0] == '"' || k[0] == '[' || k[0] == '{') && bytes.HasPrefix(c.b[c.i:], k) {
 			c.i += len(k)
 			return nil, true
 		}
@@ -213,19 +214,22 @@ func text(raw []byte) string {
 	return t
 }
 
-// mediaMarks are found in messages with media, and never inside a string, whose
-// quotes have backslashes before them.
-var mediaMarks = [][]byte{
-	[]byte(`"image_url"`), []byte(`"input_image"`), []byte(`"image_embeds"`), []byte(`"image_pil"`), []byte(`"image"`),
-	[]byte(`"video_url"`), []byte(`"video"`), []byte(`"audio_url"`), []byte(`"input_audio"`), []byte(`"audio_embeds"`), []byte(`"audio"`), []byte(`"file"`),
+// mediaWords are names and types of the parts of messages that are no text.
+var mediaWords = map[string]bool{
+	"image_url": true, "input_image": true, "image_embeds": true, "image_pil": true, "image": true, "video_url": true, "video": true,
+	"audio_url": true, "input_audio": true, "audio_embeds": true, "audio": true, "file": true, "input_file": true,
 }
 
 // hasMedia reports whether messages may have media in them.
 func hasMedia(messages []byte) bool {
-	for _, m := range mediaMarks {
-		if bytes.Contains(messages, m) {
-			return true
+	for c := (cursor{b: messages}); ; {
+		next := bytes.IndexByte(c.b[c.i:], '"')
+		if next < 0 {
+			return false
+		}
+		c.i += next
+		if word, ok := c.str(); !ok || mediaWords[string(word)] {
+			return ok
 		}
 	}
-	return false
 }

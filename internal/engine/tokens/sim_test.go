@@ -10,33 +10,43 @@ import (
 
 	"penstock.dev/penstock/internal/api"
 	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/engine/kvfeed"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/kv"
 )
 
-// An engine over a socket, asked in whatever way it knows, names the tokens that
-// it computes: the count of its own usage, and of its tokenizer.
-func TestSimulatedEngine(t *testing.T) {
-	n, err := server.Listen("127.0.0.1:0", server.Config{Options: server.Options{Model: "penstock/tiny", TP: 1, Speedup: 1000, MaxModelLen: 8192}})
+// simulated starts a simulated engine that publishes KV events.
+func simulated(t *testing.T) *server.Node {
+	t.Helper()
+	n, err := server.Listen("127.0.0.1:0", server.Config{Options: server.Options{
+		Model: "penstock/tiny", TP: 1, Speedup: 1000, MaxModelLen: 8192, KVEvents: "127.0.0.1:0", KVReplay: "127.0.0.1:0",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+func post(t *testing.T, url string, body []byte, out any) {
+	t.Helper()
+	resp, err := http.Post(url, "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+	}
+}
+
+// An engine over a socket, asked in whatever way it knows, names the tokens that
+// it computes: the count of its own usage, and of its tokenizer.
+func TestSimulatedEngine(t *testing.T) {
+	n := simulated(t)
 	client := engine.NewClient(engine.Options{})
 	t.Cleanup(client.Close)
 	s := start(t, Options{Budget: 5e9})
-
-	post := func(path string, body []byte, out any) {
-		t.Helper()
-		resp, err := http.Post(n.URL()+path, "application/json", bytes.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if err := json.NewDecoder(resp.Body).Decode(out); err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s, %v", path, resp.Status, err)
-		}
-	}
 	var earlier []kv.Key
 	messages := []map[string]string{{"role": "system", "content": sentence}}
 	for turn := range 4 {
@@ -47,7 +57,7 @@ func TestSimulatedEngine(t *testing.T) {
 		r := s.Keys(t.Context(), q, nil)
 
 		var tokenized struct{ Tokens []uint32 }
-		post("/tokenize", body, &tokenized)
+		post(t, n.URL()+"/tokenize", body, &tokenized)
 		if want := kv.ChainTokens(nil, kv.TokenSeed(nil, nil), 16, tokenized.Tokens, nil); r.How != HowEngine || !slices.Equal(want, r.Keys) {
 			t.Fatalf("turn %d: %v (%v), keys %x, want %x", turn, r.How, r.Reason, r.Keys, want)
 		}
@@ -57,7 +67,7 @@ func TestSimulatedEngine(t *testing.T) {
 			}
 			Choices []struct{ Message struct{ Content string } }
 		}
-		post("/v1/chat/completions", body, &done)
+		post(t, n.URL()+"/v1/chat/completions", body, &done)
 		if done.Usage.Prompt != r.Tokens {
 			t.Fatalf("turn %d: %d tokens, the engine computed %d", turn, r.Tokens, done.Usage.Prompt)
 		}
@@ -73,4 +83,71 @@ func TestSimulatedEngine(t *testing.T) {
 	if c := s.Status().Cache; c.Grown != 3 || c.Parted != 0 {
 		t.Errorf("cache %+v", c)
 	}
+}
+
+// What the engine says it has cached of a request has the keys that the request
+// was given, whatever the size of own blocks; of what is in no full block of its
+// own, 16 tokens, it says nothing.
+func TestKeysAreThoseOfEvents(t *testing.T) {
+	for _, space := range []kv.KeySpace{{Block: 16}, {Block: 8}, {Block: 32}} {
+		for name, body := range map[string]map[string]any{
+			"chat":   {"messages": []any{map[string]string{"role": "user", "content": sentence + sentence}}},
+			"text":   {"prompt": sentence + sentence},
+			"salted": {"prompt": sentence + sentence, "cache_salt": "pepper"},
+			"ids":    {"prompt": slices.Repeat([]int{1, 2, 300, 4000}, 16)},
+		} {
+			t.Run(fmt.Sprint(name, space.Block), func(t *testing.T) {
+				n := simulated(t)
+				client := engine.NewClient(engine.Options{})
+				defer client.Close()
+				kind, path := api.Completion, "/v1/completions"
+				if name == "chat" {
+					kind, path = api.Chat, "/v1/chat/completions"
+				}
+				body["model"], body["max_tokens"] = "penstock/tiny", 1
+				raw, _ := json.Marshal(body)
+				q := ask(t, client, kind, string(raw))
+				q.Space = space
+				q.Engine = func() (Engine, bool) { return Engine{URL: n.URL(), Client: client}, true }
+				r := start(t, Options{Budget: 5e9}).Keys(t.Context(), q, nil)
+				if r.Reason != ReasonNone {
+					t.Fatalf("%v (%v)", r.How, r.Reason)
+				}
+				post(t, n.URL()+path, raw, new(any))
+				want := r.Keys[:r.Tokens/16*16/space.Block]
+				if got := published(t, n, space); !slices.Equal(got, want) || len(got) == 0 {
+					t.Errorf("events tell of %x, the request has %x", got, r.Keys)
+				}
+			})
+		}
+	}
+}
+
+// published returns the keys of what an engine has told of until now.
+func published(t *testing.T, n *server.Node, space kv.KeySpace) []kv.Key {
+	t.Helper()
+	_, replay := n.KVAddresses()
+	c, err := kvfeed.Dial(t.Context(), replay, "DEALER")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.AskReplay(0); err != nil {
+		t.Fatal(err)
+	}
+	var keys []kv.Key
+	var b kv.Batch
+	names := kv.NewNames(space, 1000)
+	err = c.ReadReplay(func(_ uint64, payload []byte) {
+		if err := b.Decode(payload); err != nil {
+			t.Error(err)
+		}
+		for _, change := range names.Apply(&b, nil) {
+			keys = append(keys, change.Keys...)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }

@@ -83,8 +83,8 @@ type Query struct {
 	// Model and Adapter are names at the engine: what is asked for, and the LoRA
 	// among them, which is part of every key; empty for none.
 	Model, Adapter string
-	// Body is valid JSON. The others are raw values inside it, which may be nil;
-	// where they point into it, it is read without them.
+	// Body is valid JSON. The others are raw values inside it, or copies of them;
+	// they may be nil.
 	Body, Prompt, Tools, Lead, Salt []byte
 
 	Space kv.KeySpace
