@@ -46,7 +46,7 @@ func TestSimulatedEngine(t *testing.T) {
 	n := simulated(t)
 	client := engine.NewClient(engine.Options{})
 	t.Cleanup(client.Close)
-	s := start(t, Options{Budget: 5e9})
+	s := start(t, Options{})
 	var earlier []kv.Key
 	messages := []map[string]string{{"role": "system", "content": sentence}}
 	for turn := range 4 {
@@ -109,7 +109,7 @@ func TestKeysAreThoseOfEvents(t *testing.T) {
 				q := ask(t, client, kind, string(raw))
 				q.Space = space
 				q.Engine = func() (Engine, bool) { return Engine{URL: n.URL(), Client: client}, true }
-				r := start(t, Options{Budget: 5e9}).Keys(t.Context(), q, nil)
+				r := start(t, Options{}).Keys(t.Context(), q, nil)
 				if r.Reason != ReasonNone {
 					t.Fatalf("%v (%v)", r.How, r.Reason)
 				}

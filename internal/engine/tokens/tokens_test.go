@@ -100,8 +100,11 @@ func render(_ string, body []byte) (int, string) {
 
 func newOracle() *oracle { return &oracle{answer: render} }
 
+// start returns a source that waits for answers as long as a busy machine may
+// take, where the options do not say.
 func start(t testing.TB, o Options) *Source {
 	t.Helper()
+	def(&o.Budget, time.Minute)
 	s := New(o)
 	t.Cleanup(s.Close)
 	return s
@@ -165,6 +168,8 @@ func check(t *testing.T, s *Source, q *Query, how How, reason Reason) Result {
 	}
 	return r
 }
+
+const short = 50 * time.Millisecond
 
 const sentence = "Water comes down the pipe and turns the wheel. "
 
@@ -362,7 +367,7 @@ func TestCallsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newOracle()
 		e.delay = time.Hour
-		s := start(t, Options{MaxCalls: 2, Timeout: 3 * time.Second})
+		s := start(t, Options{Budget: short, MaxCalls: 2, Timeout: 3 * time.Second})
 		for i, reason := range []Reason{ReasonBudget, ReasonBudget, ReasonBusy} {
 			check(t, s, ask(t, e, api.Chat, talk(sentence, fmt.Sprint(i))), HowNone, reason)
 		}
@@ -378,7 +383,7 @@ func TestCallsAreBounded(t *testing.T) {
 func TestNextTurnGoesOnFromTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newOracle()
-		s := start(t, Options{})
+		s := start(t, Options{Budget: short})
 		first := talk(sentence, sentence)
 		keys, _ := want(first)
 		check(t, s, ask(t, e, api.Chat, first), HowEngine, ReasonNone)
@@ -400,7 +405,7 @@ func TestNextTurnGoesOnFromTheLast(t *testing.T) {
 func TestTurnsThatPart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newOracle()
-		s := start(t, Options{})
+		s := start(t, Options{Budget: short})
 		first := talk(strings.Repeat(sentence, 4), sentence)
 		e.answer = func(_ string, body []byte) (int, string) {
 			ids := append(letters(body), slices.Repeat([]uint32{2000}, 40)...)
@@ -426,7 +431,7 @@ func TestTurnsThatPart(t *testing.T) {
 func TestConversationsShareTheirSystemPrompt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newOracle()
-		s := start(t, Options{})
+		s := start(t, Options{Budget: short})
 		system := strings.Repeat(sentence, 10)
 		one := check(t, s, ask(t, e, api.Chat, talk(system, "one "+sentence)), HowEngine, ReasonNone).Keys
 		e.set(time.Second, render)
@@ -443,7 +448,7 @@ func TestCircuitOpensAndTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newOracle()
 		e.answer = func(string, []byte) (int, string) { return 0, "" }
-		s := start(t, Options{})
+		s := start(t, Options{Budget: short})
 		n := 0
 		next := func() *Query { n++; return ask(t, e, api.Chat, talk(fmt.Sprint(n), sentence)) }
 		for range window / 2 {
