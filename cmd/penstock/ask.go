@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -138,6 +140,9 @@ func explain(w io.Writer, r *obs.Record) {
 		prompt = fmt.Sprintf("%d prompt (cached: %s)", o.PromptTokens, cached)
 	}
 	fmt.Fprintf(w, "tokens: %s, %d out; retries: %d\n", prompt, o.OutputTokens, o.Retries)
+	if how := r.Tokens; how != "" {
+		fmt.Fprintf(w, "its blocks were known by their tokens: %s\n", how)
+	}
 	for label, v := range map[string]string{"refused": o.Refusal, "failed": o.Failure} {
 		if v != "" {
 			fmt.Fprintf(w, "%s: %s\n", label, v)
@@ -175,19 +180,37 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "endpoint\tverdict\tscore\tmatched\tbacklog\tin flight\tpredicted TTFT\tTPOT\tgauges' age\t")
+	fmt.Fprintln(t, "endpoint\tverdict\tscore\tcached\tby\tbacklog\tin flight\tpredicted TTFT\tTPOT\tgauges' age\t")
 	for _, c := range a.Candidates {
 		verdict := c.Verdict
 		if c.Adapter != "" {
 			verdict += ", adapter " + c.Adapter
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), c.Matched, c.Backlog, c.InFlight,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t\n", c.Endpoint, verdict, number(c.Score, "%.6g", "-"), cachedTokens(&c), cmp.Or(c.Source, "-"), c.Backlog, c.InFlight,
 			predicted(c.TTFTMs, c.TTFTSpread), predicted(c.TPOTMs, c.TPOTSpread), number(c.SampleAgeMs, "%.0f ms", "never read"))
 	}
 	t.Flush()
 	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
 		fmt.Fprintf(w, "of %d endpoints: %v\n", total(a.Counts), a.Counts)
 	}
+}
+
+// cachedTokens prints what of a prompt an endpoint has, and where it is not on
+// the GPU.
+func cachedTokens(c *obs.Candidate) string {
+	text := strconv.Itoa(c.Matched)
+	for _, t := range []struct {
+		name string
+		n    int
+	}{{"cpu", c.CPU}, {"disk", c.Disk}, {"shared", c.Shared}} {
+		if t.n > 0 {
+			text += fmt.Sprintf(", %d on %s", t.n, t.name)
+		}
+	}
+	if c.FetchMs > 0 {
+		text += fmt.Sprintf(" (%.0f ms)", c.FetchMs)
+	}
+	return text
 }
 
 func total(counts map[string]int) int {

@@ -30,6 +30,7 @@ type Options struct {
 	Metrics http.Handler
 	Ready   func() bool
 	Fleet   Fleet
+	Feeds   Feeds
 	Reload  func() ReloadState
 	// RegisterToken lets engines register themselves; "" lets nobody.
 	RegisterToken string
@@ -44,6 +45,8 @@ type PoolInfo struct {
 	Pool   *live.Pool
 	Models []string
 	Policy string
+	// BlockTokens is how many tokens a key of the index of KV events stands for.
+	BlockTokens int
 }
 
 // New returns the handler of the admin port.
@@ -56,6 +59,8 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /api/status", a.status)
 	mux.HandleFunc("GET /api/decisions", a.decisions)
 	mux.HandleFunc("GET /api/decisions/{id}", a.decision)
+	mux.HandleFunc("GET /api/kv", a.kvStatus)
+	mux.HandleFunc("GET /api/kv/state", a.kvState)
 	mux.HandleFunc("POST /api/endpoints", a.putEndpoint)
 	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}", a.deleteEndpoint)
 	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/drain", a.drainEndpoint)
@@ -123,6 +128,8 @@ func (a *adminPort) index(w http.ResponseWriter, _ *http.Request) {
 GET /api/status            pools, endpoints, counts
 GET /api/decisions         the latest requests and why they went where they did (?limit=N, ?pool=NAME)
 GET /api/decisions/{id}    one request
+GET /api/kv                what is cached where, and how well it is known (?pool=NAME)
+GET /api/kv/state          the same for another gateway to begin with (?pool=NAME)
 POST /api/endpoints        {"pool","url","name","lease"}: add one, or renew its lease
 DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
 POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again

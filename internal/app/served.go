@@ -26,6 +26,7 @@ type served struct {
 	client  *engine.Client
 	loops   *control.Loops
 	feeds   *control.Feeds
+	tokens  *gateway.Tokens // nil where nobody needs them
 	members *members
 	journal *journalFile
 	stop    context.CancelFunc
@@ -86,6 +87,10 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 	}
 	s.loops.Pool, s.loops.Lister, s.loops.Listed = s.pool, s.client, s.listed
 	s.feeds = control.NewFeeds(s.pool, c.Space(), o.Log)
+	if s.tokens, err = s.openTokens(c); err != nil {
+		return nil, errors.Join(fmt.Errorf("pool %s: %w", c.Name, err), s.close())
+	}
+	s.feeds.Warm = newPeer(a, c).warm
 	s.members = newMembers(s.ctx, s.pool, o.Log, s.watch)
 	s.follow(c)
 	return s, nil
@@ -184,7 +189,7 @@ func (s *served) replaces(c config.Pool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.config
-	return old.Space() != c.Space() || old.Dialect != c.Dialect || old.Credentials != c.Credentials || old.TLS != c.TLS || old.HTTP2 != c.HTTP2
+	return old.Space() != c.Space() || old.KV.Tokens != c.KV.Tokens || old.Feeds() != c.Feeds() || old.Dialect != c.Dialect || old.Credentials != c.Credentials || old.TLS != c.TLS || old.HTTP2 != c.HTTP2
 }
 
 // list returns the models the pool answers to.
@@ -231,6 +236,9 @@ func (s *served) close() error {
 	s.members.leaving.Wait()
 	s.loops.Wait()
 	s.feeds.Wait()
+	if s.tokens != nil {
+		s.tokens.Source.Close()
+	}
 	s.pool.Close()
 	s.client.Close()
 	if s.journal != nil {

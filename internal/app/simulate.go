@@ -25,6 +25,7 @@ type Fleet struct {
 	Replicas     int
 	Accelerators []string        // dealt to the replicas in turn; empty for that of the options
 	Slow         map[int]float64 // replicas that are so many times slower than their equals
+	NoEvents     bool            // they keep what they cache to themselves
 }
 
 // Simulate starts a fleet of engines, alike but for their accelerators, their
@@ -38,6 +39,9 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 		if i < 0 || i >= f.Replicas {
 			return nil, fmt.Errorf("--slow: there is no replica %d among %d, the first is 0", i, f.Replicas)
 		}
+	}
+	if !f.NoEvents && o.KVEvents == "" {
+		o.KVEvents, o.KVReplay = "127.0.0.1:0", "127.0.0.1:0"
 	}
 	s := &Simulated{Pool: config.DefaultPool()}
 	s.Pool.Name = "sim"
@@ -64,7 +68,14 @@ func (s *Simulated) start(o server.Options) error {
 	s.nodes = append(s.nodes, n)
 	o = n.Server.Options()
 	name := strings.ToLower(o.Accelerator)
-	s.Pool.Endpoints = append(s.Pool.Endpoints, config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name})
+	e := config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name}
+	if events, replay := n.KVAddresses(); events != "" {
+		e.Events = "tcp://" + events
+		if replay != "" {
+			e.Replay = "tcp://" + replay
+		}
+	}
+	s.Pool.Endpoints = append(s.Pool.Endpoints, e)
 	if _, known := s.Pool.FindVariant(name); known && len(s.Pool.Variants) > 0 {
 		return nil
 	}

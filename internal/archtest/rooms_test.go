@@ -53,7 +53,7 @@ var rooms = map[string]room{
 	"engine":        {may: "@pure"},
 	"engine/kvfeed": {may: "@pure"},
 	"engine/tokens": {may: "@pure engine", why: "which tokens a prompt becomes is asked of engines, and told to whoever names blocks"},
-	"gateway":       {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
+	"gateway":       {may: "@pure engine engine/tokens live", why: "the front must not know whether engines are simulated"},
 	"epp":           {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
 	"control":       {may: "@pure engine engine/kvfeed live"},
 	"batch":         {may: "@pure gateway live"},

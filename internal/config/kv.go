@@ -221,8 +221,8 @@ func (p *Pool) Feeds() bool {
 	if p.KV.EventsPort != 0 {
 		return true
 	}
-	for _, e := range p.Endpoints {
-		if e.Events != "" {
+	for i := range p.Endpoints {
+		if p.Endpoints[i].Events != "" {
 			return true
 		}
 	}

@@ -48,6 +48,9 @@ func NewFeeds(p *live.Pool, s kv.KeySpace, log *slog.Logger) *Feeds {
 	return &Feeds{pool: p, space: s, log: log, feeds: map[string]*feed{}}
 }
 
+// Space returns how the keys of the index are made.
+func (f *Feeds) Space() kv.KeySpace { return f.space }
+
 // Follow follows an endpoint's events until ctx ends, if it publishes any.
 func (f *Feeds) Follow(ctx context.Context, e live.Endpoint) {
 	if e.Feed.Events == "" {

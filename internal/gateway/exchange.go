@@ -11,6 +11,7 @@ import (
 
 	"penstock.dev/penstock/internal/api"
 	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/engine/tokens"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/live"
@@ -173,17 +174,46 @@ func writeProblem(w http.ResponseWriter, p api.Problem, style api.Style, request
 func (x *exchange) open() {
 	room := chains.Get().(*[]kv.Key)
 	chain, keyTokens := (*room)[:0], 0.0
+	roomForBlocks := chains.Get().(*[]kv.Key)
+	blocks := (*roomForBlocks)[:0]
 	if x.toward.kind.Salted() { // what generates, caches
+		blocks = x.blocks(blocks)
 		chain, keyTokens = x.req.Chain(chain, x.toward.kind, x.access.Prompt)
 	}
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
-		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
+		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Blocks: blocks, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
 		Loadable: x.service.Load != nil, Silent: !x.access.Stream,
 	})
-	*room = chain[:0]
+	*room, *roomForBlocks = chain[:0], blocks[:0]
 	chains.Put(room)
+	chains.Put(roomForBlocks)
 	x.payload = x.bodyPayload()
+}
+
+// blocks appends the keys of the prompt's blocks to dst, as far as its tokens can
+// be found out in time, and notes their number.
+func (x *exchange) blocks(dst []kv.Key) []kv.Key {
+	t := x.service.Tokens
+	if t == nil {
+		return dst
+	}
+	q := tokens.Query{
+		Pool: x.access.Pool, Kind: x.toward.kind, Model: x.service.Model, Body: x.toward.body,
+		Prompt: x.req.Prompt, Tools: x.req.Tools, Lead: x.req.Lead, Salt: x.req.CacheSalt,
+		Space: t.Space, Block: t.Space.Block, Engine: t.Engine,
+	}
+	if x.service.Adapter != fleet.NoAdapter {
+		q.Adapter = x.service.Model
+	}
+	r := t.Source.Keys(x.r.Context(), &q, dst)
+	if r.Tokens > 0 {
+		x.access.Prompt = fleet.Tokens(r.Tokens)
+	}
+	if x.access.Tokens = r.How.String(); r.Reason != tokens.ReasonNone {
+		x.access.Tokens += ": " + r.Reason.String()
+	}
+	return r.Keys
 }
 
 // attempt sends the request to one endpoint and passes the answer on. It

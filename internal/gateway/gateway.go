@@ -13,7 +13,9 @@ import (
 
 	"penstock.dev/penstock/internal/api"
 	"penstock.dev/penstock/internal/engine"
+	"penstock.dev/penstock/internal/engine/tokens"
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/live"
 )
 
@@ -38,6 +40,15 @@ type Service struct {
 	// nobody may. It is called before each attempt and is cheap where the adapter
 	// is there.
 	Load func(ctx context.Context, e live.Endpoint) error
+	// Tokens finds out the tokens of prompts; nil where nobody uses them.
+	Tokens *Tokens
+}
+
+// Tokens is how a pool's prompts become tokens, and tokens keys of KV blocks.
+type Tokens struct {
+	Source *tokens.Source
+	Space  kv.KeySpace
+	Engine func() (tokens.Engine, bool) // one that may be asked
 }
 
 // Limits bound what a client or an engine may take. Zero fields take the
@@ -72,16 +83,19 @@ func (l Limits) withDefaults() Limits {
 // Access is what is known of one request at its end.
 type Access struct {
 	fleet.Outcome
-	ID       string // request id as the client knows it
-	Pool     string // "" when no pool was found
-	Model    string
-	Method   string
-	Path     string
-	Remote   string
-	Stream   bool
-	Prompt   fleet.Tokens // as estimated at arrival
-	Endpoint string       // name of the last endpoint tried
-	Tenant   string       // whom it is charged to, by name; "" for nobody in particular
+	ID     string // request id as the client knows it
+	Pool   string // "" when no pool was found
+	Model  string
+	Method string
+	Path   string
+	Remote string
+	Stream bool
+	Prompt fleet.Tokens // as estimated at arrival, or counted
+	// Tokens says how the prompt's tokens were found out, and why not: see
+	// tokens.How and tokens.Reason; "" where nobody asked for them.
+	Tokens   string
+	Endpoint string // name of the last endpoint tried
+	Tenant   string // whom it is charged to, by name; "" for nobody in particular
 	// Objective is the name under which the terms of its service were asked for;
 	// the terms themselves are in the decisions.
 	Objective string

@@ -84,7 +84,6 @@ type Feed struct {
 	staleSeq  uint64
 	asked     uint64 // from where on the last replay was
 	untouched bool   // it is one from the beginning, and nothing has come yet
-	empty     bool   // the publisher had published nothing when it was asked for all
 	echo      uint64 // batches from here to echoEnd were published during a replay, and come once more
 	echoEnd   uint64
 	counts    FeedCounts
@@ -115,8 +114,8 @@ func (f *Feed) Connected() FeedDo {
 		}
 		return FeedDo{}
 	}
-	f.state, f.anchor = FeedReplaying, f.known
-	if f.known {
+	f.state, f.anchor = FeedReplaying, f.known && f.next > 0
+	if f.anchor {
 		return f.ask(f.next - 1)
 	}
 	return f.ask(0)
@@ -148,13 +147,11 @@ func (f *Feed) Live(b FeedBatch) FeedDo {
 		f.counts.Damaged++
 	}
 	switch {
-	case f.state == FeedReplaying && f.canReplay, (f.state == FeedRestarted || f.state == FeedGap) && !f.known:
+	case f.state == FeedReplaying && f.canReplay, f.state == FeedRestarted && !f.known:
 		if f.known && !f.anchor && b.Seq < f.next {
 			return f.old(b, false)
 		}
 		return f.hold(b)
-	case !f.known && f.empty && (b.Damaged || b.Seq > 0):
-		return f.lateStart(b)
 	case !f.known && b.Damaged:
 		return FeedDo{}
 	case !f.known:
@@ -211,8 +208,12 @@ func (f *Feed) Ended() FeedDo {
 	}
 	f.state, f.fresh = FeedLive, false
 	f.echo, f.echoEnd = f.asked, f.next
-	if !f.known {
-		f.state, f.empty = FeedUnknown, f.untouched
+	switch {
+	case f.known:
+	case f.untouched: // nothing has ever been published: that is all there is to know
+		f.known, f.whole, f.next, f.last = true, true, 0, 0
+	default:
+		f.state = FeedUnknown
 	}
 	return FeedDo{Release: true}
 }
@@ -235,18 +236,8 @@ func (f *Feed) asking() bool {
 func (f *Feed) ask(from uint64) FeedDo {
 	f.counts.Replays++
 	f.asked, f.echo, f.echoEnd = from, 0, 0
-	f.untouched, f.empty = from == 0, false
+	f.untouched = from == 0 && f.state == FeedReplaying
 	return FeedDo{Replay: true, From: from}
-}
-
-// lateStart answers a first batch that is not the first published: the publisher
-// had nothing to replay, and has published since.
-func (f *Feed) lateStart(b FeedBatch) FeedDo {
-	f.counts.Gaps++
-	f.state = FeedGap
-	do := f.ask(0)
-	do.Hold = f.hold(b).Hold
-	return do
 }
 
 // begin starts a sequence at b, of which nothing before is known. Publishers

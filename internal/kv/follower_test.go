@@ -265,7 +265,10 @@ func (l *line) check() {
 	if s.State != FeedLive {
 		return
 	}
-	truth := &l.m.truth[s.Next-1]
+	truth := &holdings{} // of an engine that has published nothing
+	if s.Next > 0 {
+		truth = &l.m.truth[s.Next-1]
+	}
 	for tier := range tiers {
 		for k := range l.h[tier] {
 			if !truth[tier][k] {

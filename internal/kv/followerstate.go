@@ -94,7 +94,9 @@ func (f *Follower) load(state []byte) error {
 	}
 	n.Clear()
 	n.group = int32(binary.LittleEndian.Uint32(s[53:]))
-	for range binary.LittleEndian.Uint32(s[57:]) {
+	count := binary.LittleEndian.Uint32(s[57:])
+	n.tab.reserve(min(int(count), len(rest)/stateName, n.max))
+	for range count {
 		var ok bool
 		if rest, ok = n.loadName(rest); !ok {
 			return fmt.Errorf("a name that cannot be: %w", ErrState)
@@ -111,9 +113,6 @@ func (f *Follower) load(state []byte) error {
 	f.feed = NewFeed(f.feed.canReplay)
 	f.feed.known, f.feed.whole = flags&stateKnown != 0, flags&stateWhole != 0
 	f.feed.next, f.feed.last = binary.LittleEndian.Uint64(s[37:]), math.Float64frombits(binary.LittleEndian.Uint64(s[45:]))
-	if f.feed.known && f.feed.next == 0 {
-		return fmt.Errorf("a sequence with no last batch: %w", ErrState)
-	}
 	return nil
 }
 
@@ -154,35 +153,68 @@ func (n *Names) loadName(b []byte) (rest []byte, ok bool) {
 func (f *Follower) Known() iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		n := f.names
-		children := map[Key][]int32{}
-		ends := map[Key]bool{}
-		for i := range n.tab.slots {
-			if e := &n.tab.slots[i]; e.held() && e.keyed() && e.ends > 0 {
-				children[e.prev] = append(children[e.prev], int32(i))
-				for _, k := range n.tab.keys(nil, i) {
-					ends[k] = true
-				}
-			}
-		}
+		t := n.family()
 		var stack []int32
 		for i := range n.tab.slots {
-			if e := &n.tab.slots[i]; e.held() && e.keyed() && e.ends > 0 && !ends[e.prev] {
-				stack = append(stack, children[e.prev]...)
-				delete(children, e.prev)
+			if e := &n.tab.slots[i]; t.named(e) && !t.ends[e.prev] {
+				stack = t.move(stack, e.prev)
 			}
 			for len(stack) > 0 {
-				i := int(stack[len(stack)-1])
+				at := int(stack[len(stack)-1])
 				stack = stack[:len(stack)-1]
-				if !n.yield(i, yield) {
+				if !n.yield(at, yield) {
 					return
 				}
-				for _, k := range n.tab.keys(nil, i) {
-					stack = append(stack, children[k]...)
-					delete(children, k)
+				t.keys = n.tab.keys(t.keys[:0], at)
+				for _, k := range t.keys {
+					stack = t.move(stack, k)
 				}
 			}
 		}
 	}
+}
+
+// family is which names come after which.
+type family struct {
+	first map[Key]int32 // slot of the first name after a key
+	next  []int32       // slot of the next after the same; -1 none
+	ends  map[Key]bool  // keys that are there
+	keys  []Key
+}
+
+func (f *family) named(e *name) bool { return e.held() && e.keyed() && e.ends > 0 }
+
+func (n *Names) family() *family {
+	f := &family{first: make(map[Key]int32, n.held), next: make([]int32, len(n.tab.slots)), ends: make(map[Key]bool, n.held)}
+	for i := range n.tab.slots {
+		e := &n.tab.slots[i]
+		if !f.named(e) {
+			continue
+		}
+		f.next[i] = -1
+		if first, ok := f.first[e.prev]; ok {
+			f.next[i] = first
+		}
+		f.first[e.prev] = int32(i)
+		f.keys = n.tab.keys(f.keys[:0], i)
+		for _, k := range f.keys {
+			f.ends[k] = true
+		}
+	}
+	return f
+}
+
+// move puts the names after k on the stack, once.
+func (f *family) move(stack []int32, k Key) []int32 {
+	i, ok := f.first[k]
+	if !ok {
+		return stack
+	}
+	delete(f.first, k)
+	for ; i >= 0; i = f.next[i] {
+		stack = append(stack, i)
+	}
+	return stack
 }
 
 // yield yields one store of slot i for each tier that has it.

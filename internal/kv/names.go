@@ -207,7 +207,10 @@ func (n *Names) direct(e *Event) {
 	if e.HasParent {
 		prev = Key(e.Parent)
 	}
-	for _, k := range e.Blocks {
+	for b, k := range e.Blocks {
+		if b%touchAhead == 0 {
+			n.tab.touch(e.Blocks[b:])
+		}
 		i := n.tab.find(k)
 		if i < 0 && n.room() {
 			i = n.tab.add(k)
@@ -255,6 +258,9 @@ func (n *Names) known(k EngineKey) int {
 func (n *Names) link(e *Event, l link, cut int) {
 	marks := n.marks
 	for b, k := range e.Blocks {
+		if b%touchAhead == 0 {
+			n.tab.touch(e.Blocks[b:])
+		}
 		prev, from := l.last, b*e.BlockSize
 		l.dead = l.dead || b >= cut
 		n.ended = n.ended[:0]
@@ -402,7 +408,10 @@ func (n *Names) removed(e *Event) {
 		n.drop(DropGroup, len(e.Blocks))
 		return
 	}
-	for _, k := range e.Blocks {
+	for b, k := range e.Blocks {
+		if b%touchAhead == 0 {
+			n.tab.touch(e.Blocks[b:])
+		}
 		i := n.tab.find(k)
 		if (i < 0 || n.tab.slots[i].refs[e.Tier] == 0) && n.others > 0 {
 			i = n.tab.find(otherSize(k))
@@ -433,10 +442,14 @@ func (n *Names) part(i int, tier Tier) {
 		return
 	}
 	n.gone.push(s.engine)
-	if n.gone.n > max(n.max/8, 16) {
+	if n.gone.n > max(min(n.max/8, maxGone), 16) {
 		n.evict()
 	}
 }
+
+// maxGone bounds the blocks remembered that the engine has no more: those of its
+// last few steps are what copies come late of.
+const maxGone = 8192
 
 // room makes room for one more engine key, and reports whether there is any.
 func (n *Names) room() bool {

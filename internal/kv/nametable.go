@@ -48,9 +48,29 @@ type nameTable struct {
 	stride int
 	shift  int
 	n      int
+	seen   uint8 // of touch, so that it is not optimised away
 }
 
 const firstSlots = 64
+
+// A table larger than caches is touched ahead, for so many keys at a time.
+const (
+	touchAhead = 128
+	touchSlots = 1 << 13
+)
+
+// touch reads where keys would be, all at once: the processor then waits for
+// memory once, and not for each key in turn.
+func (t *nameTable) touch(keys []EngineKey) {
+	if len(t.slots) < touchSlots || len(keys) < 4 {
+		return
+	}
+	var seen uint8
+	for _, k := range keys[:min(len(keys), touchAhead)] {
+		seen |= t.slots[t.home(k)].flags
+	}
+	t.seen = seen
+}
 
 func (t *nameTable) home(k EngineKey) int { return int(stat.Mix64(uint64(k)) >> t.shift) }
 
@@ -90,9 +110,22 @@ func (t *nameTable) free(k EngineKey) int {
 	return i
 }
 
-func (t *nameTable) grow() {
+func (t *nameTable) grow() { t.resize(max(2*len(t.slots), firstSlots)) }
+
+// reserve makes room for n keys in all. Keys that come in the order of another
+// table must have it: in a smaller one they would all be at the front.
+func (t *nameTable) reserve(n int) {
+	size := firstSlots
+	for 3*size < 4*(n+1) {
+		size *= 2
+	}
+	if size > len(t.slots) {
+		t.resize(size)
+	}
+}
+
+func (t *nameTable) resize(size int) {
 	slots, more := t.slots, t.more
-	size := max(2*len(slots), firstSlots)
 	t.slots, t.more, t.shift = make([]name, size), make([]Key, size*t.stride), 64
 	for ; size > 1; size /= 2 {
 		t.shift--

@@ -9,3 +9,29 @@ func (p *Pool) Endpoint(id fleet.EndpointID) (Endpoint, bool) {
 	e, ok := p.endpoints[id]
 	return e, ok && !p.closed
 }
+
+// Server returns one of the endpoints that answer requests: the n-th, counted
+// around. It says false when there is none.
+func (p *Pool) Server(n uint64) (Endpoint, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	servers := uint64(0)
+	for _, e := range p.endpoints {
+		if e.Role.Decodes() {
+			servers++
+		}
+	}
+	if servers == 0 || p.closed {
+		return Endpoint{}, false
+	}
+	n %= servers
+	for id := fleet.EndpointID(1); id <= p.lastID; id++ {
+		if e, ok := p.endpoints[id]; ok && e.Role.Decodes() {
+			if n == 0 {
+				return e, true
+			}
+			n--
+		}
+	}
+	return Endpoint{}, false
+}

@@ -121,7 +121,8 @@ type Record struct {
 	Path     string    `json:"path"`
 	Stream   bool      `json:"stream"`
 	Prompt   int       `json:"estimatedPromptTokens"`
-	Terms    *Terms    `json:"terms,omitempty"` // nil when it asked for none
+	Tokens   string    `json:"tokens,omitempty"` // how the prompt's tokens were found out, or why not
+	Terms    *Terms    `json:"terms,omitempty"`  // nil when it asked for none
 	Outcome  Outcome   `json:"outcome"`
 	Attempts []Attempt `json:"attempts"`
 }
@@ -186,6 +187,11 @@ type Candidate struct {
 	Verdict     string   `json:"verdict"`
 	Score       *float64 `json:"score"` // null when the policy did not score it
 	Matched     int      `json:"matchedTokens"`
+	Source      string   `json:"matchedSource,omitempty"` // history, expected or confirmed
+	CPU         int      `json:"matchedCpuTokens,omitempty"`
+	Disk        int      `json:"matchedDiskTokens,omitempty"`
+	Shared      int      `json:"matchedSharedTokens,omitempty"`
+	FetchMs     float64  `json:"predictedFetchMs,omitempty"` // to bring those to the GPU
 	Backlog     int      `json:"backlogTokens"`
 	InFlight    int      `json:"inFlight"`
 	TTFTMs      *float64 `json:"predictedTtftMs"` // null when nothing is believed of its speed
@@ -199,7 +205,7 @@ type Candidate struct {
 func (r *Ring) render(e *entry) Record {
 	a := &e.access
 	rec := Record{
-		Request: a.ID, At: e.at, Pool: a.Pool, Model: a.Model, Path: a.Path, Stream: a.Stream, Prompt: int(a.Prompt),
+		Request: a.ID, At: e.at, Pool: a.Pool, Model: a.Model, Path: a.Path, Stream: a.Stream, Prompt: int(a.Prompt), Tokens: a.Tokens,
 		Terms: termsOf(a), Attempts: []Attempt{},
 		Outcome: Outcome{
 			Status: a.Status, Endpoint: a.Endpoint, Attempts: a.Attempts, Retries: max(a.Attempts-1, 0),
@@ -245,6 +251,10 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 		w := Candidate{
 			Endpoint: r.name(pool, c.Endpoint), Verdict: c.Verdict.String(), Matched: int(c.Matched), Backlog: int(c.Backlog), InFlight: c.InFlight,
 			Adapter: c.Adapter.String(),
+		}
+		if c.Matched > 0 {
+			w.Source, w.FetchMs = c.Cache.Source.String(), Millis(c.Cache.Fetch)
+			w.CPU, w.Disk, w.Shared = int(c.Cache.CPU), int(c.Cache.Disk), int(c.Cache.Shared)
 		}
 		if !math.IsNaN(c.Score) {
 			w.Score = new(c.Score)
