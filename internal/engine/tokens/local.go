@@ -78,6 +78,9 @@ func (s *Source) Verify(ctx context.Context, pool, model string, e Engine) (Trus
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil || p.local != l {
+		if err != nil && strings.HasPrefix(l.trust.WhyText, notCompared) {
+			l.trust.WhyText = fmt.Sprintf("%s: %v", notCompared, err)
+		}
 		return l.trust, err
 	}
 	was := l.trust

@@ -55,6 +55,12 @@ func TestTokenizesHereOnceProven(t *testing.T) {
 		t.Error("verified nothing")
 	}
 	s.Use("p", m)
+	answer := e.answer
+	e.answer = func(string, []byte) (int, string) { return 503, "" }
+	if trust, err := s.Verify(t.Context(), "p", "m", Engine{"http://e", e}); err == nil || trust.Text || !strings.Contains(trust.WhyText, "503") {
+		t.Errorf("%+v, %v", trust, err)
+	}
+	e.answer = answer
 	body := func(text string) string {
 		b, _ := json.Marshal(map[string]any{"model": "m", "prompt": strings.Repeat(text, 20)})
 		return string(b)
