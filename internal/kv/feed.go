@@ -58,6 +58,7 @@ type FeedBatch struct {
 // FeedDo is what the caller does about an input, in the order of the fields.
 type FeedDo struct {
 	Clear   bool   // forget all that this rank is believed to hold
+	Other   bool   // with Clear: another process speaks, whose keys are its own
 	Apply   bool   // apply the batch handed in
 	Hold    bool   // keep the batch for when Release comes; if there is no room, say so with Overflow
 	Release bool   // hand in again, as live, the batches held, in order
@@ -236,7 +237,7 @@ func (f *Feed) asking() bool {
 func (f *Feed) ask(from uint64) FeedDo {
 	f.counts.Replays++
 	f.asked, f.echo, f.echoEnd = from, 0, 0
-	f.untouched = from == 0 && f.state == FeedReplaying
+	f.untouched = from == 0
 	return FeedDo{Replay: true, From: from}
 }
 
@@ -309,7 +310,7 @@ func (f *Feed) old(b FeedBatch, first bool) FeedDo {
 	f.counts.Restarts++
 	f.state, f.asks = FeedLive, 0
 	do := f.begin(b)
-	do.Clear = true
+	do.Clear, do.Other = true, true
 	return do
 }
 
@@ -336,7 +337,7 @@ func (f *Feed) restart() FeedDo {
 	f.counts.Restarts++
 	f.state, f.known, f.whole, f.anchor, f.asks, f.stale = FeedRestarted, false, false, false, 0, 0
 	do := f.ask(0)
-	do.Clear = true
+	do.Clear, do.Other = true, true
 	return do
 }
 

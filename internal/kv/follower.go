@@ -134,7 +134,11 @@ func (f *Follower) read(seq uint64, payload []byte) FeedBatch {
 // carryOut does what the feed wants about the batch just read.
 func (f *Follower) carryOut(d FeedDo, seq uint64, payload []byte) {
 	if d.Clear {
-		f.names.Clear()
+		if d.Other {
+			f.names.Clear()
+		} else {
+			f.names.Lose()
+		}
 		f.do.Changes = append(f.do.Changes, Change{Kind: ChangeClear})
 		if d.Replay {
 			// All from the beginning on comes again, and what waits may be

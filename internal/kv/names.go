@@ -116,6 +116,30 @@ func (n *Names) Clear() {
 	n.group, n.parity = -1, parity{root: n.space.Root}
 }
 
+// Lose forgets what the engine holds, of which part was missed. Its keys mean what
+// they meant, so that blocks stored from now on still find their parents.
+func (n *Names) Lose() {
+	n.orphans.clear()
+	n.own.clear()
+	n.held, n.missed, n.gone.n = 0, false, 0
+	for i := 0; i < len(n.tab.slots); {
+		switch s := &n.tab.slots[i]; {
+		case s.flags&nameUsed == 0:
+		case !s.keyed():
+			n.tab.remove(i)
+			continue // another may have moved here
+		default:
+			s.refs = [tiers]uint8{}
+		}
+		i++
+	}
+	for i := range n.tab.slots {
+		if s := &n.tab.slots[i]; s.flags&nameUsed != 0 {
+			n.gone.push(s.engine)
+		}
+	}
+}
+
 // forget empties the tables.
 func (n *Names) forget() {
 	n.tab.clear()
