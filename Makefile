@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway bench-kv
+.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway bench-kv kv-truth
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ bench-gateway: build ## Measure what the gateway costs beside HAProxy, 8 minutes
 	@command -v haproxy >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq haproxy >/dev/null; }
 	@go build -o dist/benchgateway ./test/benchgateway
 	@./dist/benchgateway $(FLAGS)
+
+kv-truth: ## Hold what is said to be cached to what is, while events get lost and engines restart, 4 minutes; FLAGS=--quick
+	@go build -o dist/kvtruth ./test/kvtruth
+	@./dist/kvtruth $(FLAGS)
 
 bench-kv: ## Measure the index of blocks with 10 million of them, half a minute; FLAGS=--quick for less
 	@go build -o dist/benchkv ./test/benchkv

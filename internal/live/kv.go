@@ -46,6 +46,25 @@ func (p *Pool) Blocks() kv.BlocksStats {
 	return p.brain.Caches().Blocks().Stats()
 }
 
+// Holds returns how many of keys an endpoint is said to have at a tier by its
+// events, and how many blocks in all; ok says that this is vouched for to be all
+// there is.
+func (p *Pool) Holds(e Endpoint, tier kv.Tier, keys []kv.Key) (known, all int, ok bool) {
+	p.lock()
+	defer p.mu.Unlock()
+	slot, found := p.brain.Slot(e.ID)
+	if !found {
+		return 0, 0, false
+	}
+	c := p.brain.Caches()
+	for _, k := range keys {
+		if c.Blocks().Has(slot, tier, k) {
+			known++
+		}
+	}
+	return known, c.Blocks().Count(slot, tier), c.Whole(slot)
+}
+
 // lock takes the pool's lock for somebody who waits.
 func (p *Pool) lock() {
 	p.asked.Add(1)

@@ -169,7 +169,8 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts} {
+	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts,
+		descBlocks, descBlockBytes, descBlocksEvicted, descFeed, descWhole, descDemoted, descTier, descLag, descAudit, descAudits, descUnconfirmed} {
 		ch <- d
 	}
 }
@@ -198,6 +199,10 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 			count(descShadowTokens, uint64(s.ShadowMatched), p.Name(), "shadow")
 			count(descShadowTokens, uint64(s.Prompt), p.Name(), "prompt")
 		}
+		blocks := p.Blocks()
+		gauge(descBlocks, float64(blocks.Blocks), p.Name())
+		gauge(descBlockBytes, float64(blocks.Bytes), p.Name())
+		count(descBlocksEvicted, blocks.Evicted, p.Name())
 		gauge(descQueued, float64(y.Queued), p.Name())
 		gauge(descOpen, float64(y.InFlight), p.Name())
 		p.View(&snap)
@@ -219,6 +224,7 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 				}
 			}
 			collectSpeed(gauge, count, e.Speed, p.Name(), name)
+			collectCache(gauge, count, &e.Cache, p.Name(), name)
 			count(descSent, e.Requests, p.Name(), name)
 			count(descFailed, e.Failures, p.Name(), name)
 			if shadowed {
@@ -247,6 +253,46 @@ func collectSpeed(gauge func(*prometheus.Desc, float64, ...string), count func(*
 	}
 	count(descLessons, uint64(s.Lessons), pool, name)
 	count(descDrifts, uint64(s.Drifts), pool, name)
+}
+
+// What is known of caches by KV events.
+var (
+	descBlocks        = prometheus.NewDesc("penstock_kv_index_blocks", "Different blocks in the index of KV events.", []string{"pool"}, nil)
+	descBlockBytes    = prometheus.NewDesc("penstock_kv_index_bytes", "Memory of the index of KV events.", []string{"pool"}, nil)
+	descBlocksEvicted = prometheus.NewDesc("penstock_kv_index_evicted_blocks_total", "Blocks forgotten since the index was full.", []string{"pool"}, nil)
+	descFeed          = prometheus.NewDesc("penstock_kv_feed_state", "1, labelled by the state of the endpoint's feed of KV events: connecting, replaying, live, gap, unknown, restarted.", []string{"pool", "endpoint", "state"}, nil)
+	descWhole         = prometheus.NewDesc("penstock_kv_feed_whole", "1 when all that is on the endpoint's GPU is known by its events.", []string{"pool", "endpoint"}, nil)
+	descDemoted       = prometheus.NewDesc("penstock_kv_feed_demoted", "1 when the endpoint's events were found to tell what is not so, and history is believed instead.", []string{"pool", "endpoint"}, nil)
+	descTier          = prometheus.NewDesc("penstock_kv_confirmed_tokens", "Tokens whose KV the endpoint has by its events, by tier.", []string{"pool", "endpoint", "tier"}, nil)
+	descLag           = prometheus.NewDesc("penstock_kv_lag_seconds", "Time from a prompt's first token to the events that confirm it, on average.", []string{"pool", "endpoint"}, nil)
+	descAudit         = prometheus.NewDesc("penstock_kv_audit_tokens_total", "Prompt tokens of answers whose engine told how many were cached: believed cached, reported cached, believed too much (over), believed too little (under).", []string{"pool", "endpoint", "kind"}, nil)
+	descAudits        = prometheus.NewDesc("penstock_kv_audits_total", "Answers whose engine told how many prompt tokens were cached.", []string{"pool", "endpoint"}, nil)
+	descUnconfirmed   = prometheus.NewDesc("penstock_kv_unconfirmed_prompts_total", "Prompts whose events never came.", []string{"pool", "endpoint"}, nil)
+)
+
+// collectCache tells what is known of an endpoint's cache.
+func collectCache(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string), c *fleet.CacheState, pool, name string) {
+	count(descAudits, c.Audits, pool, name)
+	for kind, n := range map[string]fleet.Tokens{"believed": c.Claimed, "reported": c.Reported, "over": c.Over, "under": c.Under} {
+		count(descAudit, uint64(n), pool, name, kind)
+	}
+	if c.Feed == "" {
+		return
+	}
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge(descFeed, 1, pool, name, c.Feed)
+	gauge(descWhole, truth(c.Whole), pool, name)
+	gauge(descDemoted, truth(c.Demoted), pool, name)
+	gauge(descLag, c.Lag.Seconds(), pool, name)
+	count(descUnconfirmed, c.Unconfirmed, pool, name)
+	for tier, n := range map[string]fleet.Tokens{"gpu": c.GPU, "cpu": c.CPU, "disk": c.Disk, "shared": c.Shared} {
+		gauge(descTier, float64(n), pool, name, tier)
+	}
 }
 
 // Observer fans a request's end out to the log, the metrics, the telemetry and
