@@ -161,7 +161,7 @@ func (r *rig) trouble(ctx context.Context) {
 		case <-tick.C:
 		}
 		e := r.fleet.Pool.Endpoints[i%engines]
-		what := troubles[i/2%len(troubles)]
+		what := troubles[i/engines%len(troubles)]
 		if err := post(ctx, e.URL+"/sim/fault", what); err != nil && ctx.Err() == nil {
 			fatal(err)
 		}

@@ -12,6 +12,8 @@ import (
 const (
 	firstWait = 100 * time.Millisecond
 	longWait  = 10 * time.Second
+	// settled is how long a connection must have lasted to be worth no wait.
+	settled = time.Second
 )
 
 // wait returns how long to wait before the n-th try in a row, from 0: doubling
@@ -71,7 +73,7 @@ func Keep(ctx context.Context, dial func(context.Context) (*Conn, error), use fu
 			begun := time.Now()
 			_ = use(c) // why it ended is known to use
 			c.Close()
-			if time.Since(begun) > longWait {
+			if time.Since(begun) > settled {
 				tries = 0
 			}
 		}

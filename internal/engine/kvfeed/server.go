@@ -234,7 +234,7 @@ func (s *Source) Connect(ctx context.Context, dial Dialer, network, address stri
 		if nc, err := dial(ctx, network, address); err == nil {
 			begun := time.Now()
 			s.speak(ctx, nc, s.pub.Serve)
-			if time.Since(begun) > longWait {
+			if time.Since(begun) > settled {
 				tries = 0
 			}
 		}
