@@ -29,6 +29,11 @@ func (p *Pool) Cached(e Endpoint, u kv.Update) {
 	run(later)
 }
 
+// Cleared tells that the cache of an endpoint without a feed has been emptied.
+func (p *Pool) Cleared(e Endpoint) {
+	p.Cached(e, kv.Update{Ended: true, Changes: []kv.Change{{Kind: kv.ChangeClear}}})
+}
+
 // Look returns what each endpoint is believed to have of a prompt, by id.
 func (p *Pool) Look(q *kv.Prompt) map[fleet.EndpointID]fleet.Cached {
 	p.lock()

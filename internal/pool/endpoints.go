@@ -191,8 +191,14 @@ func (b *Brain) onServes(ev *Serves, out []Action) []Action {
 }
 
 func (b *Brain) onKV(ev *KV) {
-	if slot, ok := b.at(ev.Endpoint, ev.Gen); ok {
-		b.deps.KV.Apply(b.now, slot, &ev.Update)
+	slot, ok := b.at(ev.Endpoint, ev.Gen)
+	if !ok {
+		return
+	}
+	b.deps.KV.Apply(b.now, slot, &ev.Update)
+	if u := &ev.Update; u.Ended && len(u.Changes) > 0 {
+		// No feed, and yet a word on what is cached: an operator has cleared it.
+		b.deps.KV.Doubt(slot)
 	}
 }
 
