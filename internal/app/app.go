@@ -115,7 +115,7 @@ func Start(o Options) (*App, error) {
 	a.loops, a.stopLoops = context.WithCancel(context.Background())
 	a.client = engine.NewClient(engine.Options{ConnectTimeout: o.Config.Limits.ConnectTimeout, ControlTimeout: o.Config.Scrape.Timeout})
 	a.fleet = newTable(a)
-	a.metrics = obs.NewMetrics(o.Version, a.fleet.all)
+	a.metrics = obs.NewMetrics(o.Version, a.fleet.all, a.fleet.counted)
 	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
 	if a.metricsPort, err = openMetricsPort(o.MetricsListen); err == nil {
 		a.telemetry, err = obs.StartTelemetry(a.loops, o.Version, a.log)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"penstock.dev/penstock/internal/engine/tokens"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/live"
+	"penstock.dev/penstock/internal/obs"
 )
 
 // FeedsOf implements admin.Feeds.
@@ -40,10 +42,13 @@ func (t *table) FeedsOf(pool string) (map[string]admin.Feed, *admin.TokenStatus)
 }
 
 func feedOut(f *control.FeedStatus) admin.Feed {
-	v, c := &f.Follower, f.Follower.Feed
+	v := &f.Follower
+	batches, dropped := feedCounts(f)
+	trim(batches)
+	trim(dropped)
 	out := admin.Feed{
 		From: f.From.Events, State: v.State.String(), Connected: f.Link.Connected, Whole: v.Whole, Next: v.Next,
-		Batches: map[string]uint64{}, Dropped: map[string]uint64{}, Keys: v.Known, Orphans: v.Orphans, DirectKeys: v.Provable,
+		Batches: batches, Dropped: dropped, Keys: v.Known, Orphans: v.Orphans, DirectKeys: v.Provable,
 	}
 	if f.Link.Err != nil {
 		out.Error = f.Link.Err.Error()
@@ -51,40 +56,67 @@ func feedOut(f *control.FeedStatus) admin.Feed {
 	if v.Rank >= 0 {
 		out.Rank = new(v.Rank)
 	}
-	count := func(to map[string]uint64, name string, n uint64) {
-		if n > 0 {
-			to[name] += n
-		}
-	}
-	for name, n := range map[string]uint64{
-		"applied": c.Applied, "duplicate": c.Duplicate, "damaged": c.Damaged, "gaps": c.Gaps, "replays": c.Replays, "lost": c.Lost,
-		"restarts": c.Restarts, "overflows": c.Overflows, "disconnects": c.Disconnect,
-		"malformed": f.Link.Malformed, "mismatched": f.Link.Mismatched, "dropped": f.Link.Dropped,
-	} {
-		count(out.Batches, name, n)
-	}
-	for fault, n := range v.Names.Faults {
-		count(out.Dropped, kv.Fault(fault).String(), n)
-	}
-	for drop, n := range v.Names.Drops {
-		count(out.Dropped, kv.Drop(drop).String(), n)
-	}
-	count(out.Dropped, "conflict", v.Names.Conflicts)
 	return out
 }
 
-func tokensOut(s tokens.Status) *admin.TokenStatus {
-	out := &admin.TokenStatus{By: map[string]uint64{}, Without: map[string]uint64{}, Circuit: "closed", Bytes: s.Cache.Bytes}
+// feedCounts returns what became of a feed's batches, and why events and blocks
+// were left out, zeros included.
+func feedCounts(f *control.FeedStatus) (batches, dropped map[string]uint64) {
+	c, names := &f.Follower.Feed, &f.Follower.Names
+	batches = map[string]uint64{
+		"applied": c.Applied, "duplicate": c.Duplicate, "damaged": c.Damaged, "gaps": c.Gaps, "replays": c.Replays, "lost": c.Lost,
+		"restarts": c.Restarts, "overflows": c.Overflows, "disconnects": c.Disconnect,
+		"malformed": f.Link.Malformed, "mismatched": f.Link.Mismatched, "dropped": f.Link.Dropped,
+	}
+	dropped = map[string]uint64{"conflict": names.Conflicts}
+	for fault := kv.FaultNone + 1; fault < kv.Faults; fault++ {
+		dropped[fault.String()] += names.Faults[fault]
+	}
+	for drop, n := range names.Drops {
+		dropped[kv.Drop(drop).String()] += n
+	}
+	return batches, dropped
+}
+
+// trim leaves out zeros, which tell people nothing.
+func trim(counts map[string]uint64) {
+	maps.DeleteFunc(counts, func(_ string, n uint64) bool { return n == 0 })
+}
+
+// counted returns what a pool's feeds and prompts have counted, for the metrics.
+func (t *table) counted(pool string) obs.Counted {
+	s := t.byName(pool)
+	if s == nil {
+		return obs.Counted{}
+	}
+	out := obs.Counted{Batches: map[string]map[string]uint64{}, Dropped: map[string]map[string]uint64{}}
+	for _, f := range s.feeds.Status() {
+		out.Batches[f.Endpoint], out.Dropped[f.Endpoint] = feedCounts(&f)
+	}
+	if s.tokens != nil {
+		out.Found, out.Missing = tokenCounts(s.tokens.Source.Status())
+	}
+	return out
+}
+
+// tokenCounts returns prompts by how their tokens were found out, and by why not
+// all of them were.
+func tokenCounts(s tokens.Status) (found, missing map[string]uint64) {
+	found, missing = map[string]uint64{}, map[string]uint64{}
 	for how, n := range s.By {
-		if n > 0 {
-			out.By[how.String()] = n
-		}
+		found[how.String()] = n
 	}
 	for why, n := range s.Without {
-		if n > 0 {
-			out.Without[why.String()] = n
-		}
+		missing[why.String()] = n
 	}
+	return found, missing
+}
+
+func tokensOut(s tokens.Status) *admin.TokenStatus {
+	found, missing := tokenCounts(s)
+	trim(found)
+	trim(missing)
+	out := &admin.TokenStatus{By: found, Without: missing, Circuit: "closed", Bytes: s.Cache.Bytes}
 	if s.Answers.Count() > 0 {
 		out.AnswerMs = s.Answers.Mean() / 1e6
 	}

@@ -44,8 +44,9 @@ var seconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 
 var ratios = []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10}
 
 // NewMetrics returns metrics that also collect the state of the pools that
-// pools returns at each scrape.
-func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
+// pools returns at each scrape, and what counted says of each by its name; nil says
+// nothing.
+func NewMetrics(version string, pools func() []*live.Pool, counted func(pool string) Counted) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), models: newBounded(maxLabels), names: newBounded(maxLabels)}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
@@ -69,7 +70,7 @@ func NewMetrics(version string, pools func() []*live.Pool) *Metrics {
 	m.total = histogram("penstock_request_seconds", "Time from arrival to the end of the answer.", seconds)
 	m.ttftOff = histogram("penstock_ttft_prediction_ratio", "Predicted over measured time from dispatch to first token.", ratios)
 	m.tpotOff = histogram("penstock_tpot_prediction_ratio", "Predicted over measured time per output token.", ratios)
-	m.registry.MustRegister(&poolCollector{pools}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(&poolCollector{pools, counted}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_build_info", Help: "1, labelled by version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(build)
@@ -141,7 +142,10 @@ func (m *Metrics) Ejected(pool, endpoint string, state health.State, cause fleet
 
 // poolCollector reads the pools' state when scraped, so that the hot path sets
 // no gauges.
-type poolCollector struct{ pools func() []*live.Pool }
+type poolCollector struct {
+	pools   func() []*live.Pool
+	counted func(pool string) Counted // may be nil
+}
 
 var (
 	descState        = prometheus.NewDesc("penstock_pool_requests_total", "Requests by what became of them; arrived is all of them.", []string{"pool", "state"}, nil)
@@ -169,8 +173,10 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts,
-		descBlocks, descBlockBytes, descBlocksEvicted, descFeed, descWhole, descDemoted, descTier, descLag, descAudit, descAudits, descUnconfirmed} {
+	for _, d := range []*prometheus.Desc{
+		descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts,
+		descBlocks, descBlockBytes, descBlocksEvicted, descFeed, descWhole, descDemoted, descTier, descLag, descAudit, descAudits, descUnconfirmed, descBatches, descDropped, descFound, descMissing,
+	} {
 		ch <- d
 	}
 }
@@ -203,6 +209,10 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descBlocks, float64(blocks.Blocks), p.Name())
 		gauge(descBlockBytes, float64(blocks.Bytes), p.Name())
 		count(descBlocksEvicted, blocks.Evicted, p.Name())
+		if c.counted != nil {
+			told := c.counted(p.Name())
+			told.collect(count, p.Name())
+		}
 		gauge(descQueued, float64(y.Queued), p.Name())
 		gauge(descOpen, float64(y.InFlight), p.Name())
 		p.View(&snap)

@@ -118,7 +118,7 @@ func TestMetricsPage(t *testing.T) {
 	}
 	defer p.Close()
 	p.Add(live.Target{Name: "e1", URL: "http://127.0.0.1:1"})
-	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} })
+	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} }, nil)
 	m.Observe(access("a", 2))
 	refused := access("b", 0)
 	refused.Pool, refused.Status, refused.Decisions = "", 404, nil
@@ -172,7 +172,7 @@ func TestAccessLineIsOneLineWithoutText(t *testing.T) {
 }
 
 func BenchmarkObserve(b *testing.B) {
-	m := NewMetrics("bench", func() []*live.Pool { return nil })
+	m := NewMetrics("bench", func() []*live.Pool { return nil }, nil)
 	o := Observer{Metrics: m, Ring: NewRing(RingBytes, names)}
 	a := access("a", 8)
 	b.ReportAllocs()
@@ -193,7 +193,7 @@ func TestNetwork(t *testing.T) {
 }
 
 func TestModelsFromClientsAreNoLabels(t *testing.T) {
-	m := NewMetrics("test", func() []*live.Pool { return nil })
+	m := NewMetrics("test", func() []*live.Pool { return nil }, nil)
 	a := access("a", 0)
 	for i := range 3 * maxLabels {
 		a.Model, a.Pool = fmt.Sprint("invented-", i), ""

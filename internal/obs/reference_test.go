@@ -40,7 +40,11 @@ func TestReferenceIsCurrent(t *testing.T) {
 	ticket.FirstToken()
 	ticket.Done(fleet.Usage{Known: true, Prompt: 100, Output: 100})
 	p.Sampled(e, p.Now(), fleet.Gauges{}, fleet.FailNone)
-	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} })
+	counted := func(string) Counted {
+		by, one := map[string]map[string]uint64{"e1": {"x": 1}}, map[string]uint64{"x": 1}
+		return Counted{Batches: by, Dropped: by, Found: one, Missing: one}
+	}
+	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} }, counted)
 	a := access("a", 2)
 	a.Decisions = ticket.Decisions()
 	a.TTFT, a.Total, a.Usage.Output = time.Millisecond, time.Second, 100
