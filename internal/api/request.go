@@ -23,11 +23,14 @@ type Request struct {
 	Tools        []byte       // raw value of "tools"
 	CacheSalt    []byte       // raw value of "cache_salt"
 	Previous     string       // "previous_response_id"
+	Declared     Declared     // what it asks of prefix caches
 
 	promptIDs  int // token ids in the prompt, when it is given as ids
 	media      int // files inlined in the prompt
 	mediaBytes int
 	places     places
+
+	leadMark, promptMark int // bytes of Lead and Prompt up to the last mark in them
 }
 
 // FieldError says that one field of a body is missing or of the wrong type.
@@ -57,6 +60,7 @@ func Scan(body []byte, kind Kind) (Request, error) {
 	if s.err == nil {
 		s.end()
 	}
+	r.declared(&s)
 	switch {
 	case s.err != nil:
 		return r, s.err
@@ -128,7 +132,7 @@ func (r *Request) field(s *scanner, key []byte, sh *shape) *FieldError {
 		}
 	}
 	if sh.lead != "" && string(key) == sh.lead {
-		r.Lead = s.value()
+		r.Lead, r.leadMark = s.marked()
 		return nil
 	}
 	for _, name := range sh.prompt {
@@ -141,14 +145,16 @@ func (r *Request) field(s *scanner, key []byte, sh *shape) *FieldError {
 			return r.limit(s, name, sh.echo)
 		}
 	}
-	s.value()
+	if !sh.salted || !r.declares(s, key) {
+		s.value()
+	}
 	return nil
 }
 
 func (r *Request) prompt(s *scanner, field string, sh *shape) *FieldError {
 	c := s.peek()
 	media, mediaBytes := s.media, s.mediaBytes
-	r.Prompt = s.value()
+	r.Prompt, r.promptMark = s.marked()
 	r.media, r.mediaBytes = s.media-media, s.mediaBytes-mediaBytes
 	if sh.starts == "" || bytes.IndexByte([]byte(sh.starts), c) >= 0 {
 		r.promptIDs = countIDs(r.Prompt)

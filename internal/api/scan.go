@@ -33,6 +33,7 @@ type scanner struct {
 	err   *SyntaxError
 
 	media, mediaBytes int // strings that are data: URLs
+	marks             marks
 }
 
 func (s *scanner) fail(want string) bool {
@@ -80,7 +81,11 @@ func (s *scanner) value() []byte {
 		s.str()
 	case c == '{':
 		for it := s.object(); it.next(); {
-			s.value()
+			if isCacheControl(it.key) {
+				s.cacheControl()
+			} else {
+				s.value()
+			}
 		}
 	case c == '[':
 		for it := s.array(); it.next(); {

@@ -15,6 +15,10 @@ type Dialect struct {
 	Speaks   API    // what it can be asked
 	LoadLoRA string // path that loads an adapter; "" where adapters are those of the start
 
+	// reset is the path that drops what is cached, "" where there is none; resetHint
+	// says what to do where it fails.
+	reset, resetHint string
+
 	page *page // what its metrics page says; nil for none
 	// metricsOptional says that the page is there only when the engine was started
 	// with it: a missing one is no failure.
@@ -46,26 +50,32 @@ var dialects = []Dialect{
 	{
 		Name: "vllm", Metrics: "/metrics", Health: "/health", LoadLoRA: "/v1/load_lora_adapter", page: &vllmPage, owner: "vllm",
 		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIMessages | APICountTokens | APIEmbeddings | APITokenize | APITokenizeChat | APIRerank | APIScore | APIAudio,
+		reset: "/reset_prefix_cache", resetHint: "start vLLM with VLLM_SERVER_DEV_MODE=1 in its environment",
 	},
 	{
 		Name: "sglang", Metrics: "/metrics", Health: "/health", LoadLoRA: "/load_lora_adapter", page: &sglangPage, metricsOptional: true, owner: "sglang",
 		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APITokenize | APIRerank | APIScore,
+		reset: "/flush_cache", resetHint: "this release of SGLang does not have it; restart it instead",
 	},
 	{
 		Name: "trtllm", Metrics: "/prometheus/metrics", Health: "/health", page: &trtllmPage, metricsOptional: true, owner: "tensorrt_llm",
 		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses,
+		resetHint: "TensorRT-LLM has no API for it; restart it instead",
 	},
 	{
 		Name: "llamacpp", Metrics: "/metrics", Health: "/health", page: &llamacppPage, metricsOptional: true, owner: "llamacpp",
 		ignoreEOS: true, Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APITokenize | APIRerank,
+		resetHint: "llama.cpp keeps KV by slot (--slot-save-path, POST /slots/ID?action=erase), not by prefix; restart it instead",
 	},
 	{
 		Name: "ollama", Health: "/api/version", owner: "library",
-		Speaks: APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APIImages,
+		Speaks:    APIChat | APICompletions | APIResponses | APIMessages | APIEmbeddings | APIImages,
+		resetHint: "have Ollama unload the model instead (keep_alive: 0)",
 	},
 	{
 		Name: "openai", Health: "/v1/models",
 		ignoreEOS: true, minTokens: true, Speaks: APIChat | APICompletions | APIResponses | APIEmbeddings | APIAudio | APIImages,
+		resetHint: "the API has no word for it; name the pool's dialect if its engines have one",
 	},
 	// What it speaks is not known before it is asked, so everything is tried.
 	{Name: Auto, Health: "/v1/models", Speaks: ^API(0)},
