@@ -27,6 +27,9 @@ func (e *Engine) check() error {
 	}
 	refs, private, slots := map[*run]int{}, 0, map[string]int{}
 	holders := slices.Clone(e.running)
+	for _, s := range e.kept {
+		holders = append(holders, s)
+	}
 	for _, l := range e.loads {
 		if !l.s.queued() || l.s.load != l || e.byID[l.s.id] != l.s {
 			return fmt.Errorf("request %d loads but does not wait", l.s.id)
@@ -34,7 +37,7 @@ func (e *Engine) check() error {
 		holders = append(holders, l.s)
 	}
 	for _, s := range holders {
-		if s.adapter != "" && s.load == nil {
+		if s.adapter != "" && s.load == nil && e.kept[s.id] == nil {
 			slots[s.adapter]++
 		}
 		depth := 0

@@ -16,7 +16,8 @@ type Engine struct {
 	config Config
 	blocks *blocks
 	byID   map[fleet.ReqID]*sequence
-	slots  map[string]int // running sequences by adapter; the base model needs no slot
+	kept   map[fleet.ReqID]*sequence // ended, and still holding blocks; see Request.Keep
+	slots  map[string]int            // running sequences by adapter; the base model needs no slot
 
 	running []*sequence // in order of arrival
 	waiting queue
@@ -49,6 +50,7 @@ func New(c Config) (*Engine, error) {
 		config: c,
 		blocks: newBlocks(int(c.KVTokens / BlockTokens)),
 		byID:   make(map[fleet.ReqID]*sequence),
+		kept:   make(map[fleet.ReqID]*sequence),
 		slots:  make(map[string]int),
 	}
 	if c.Events {
@@ -66,7 +68,7 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	if r.Prompt < 1 || r.Pool != (r.Output == 0) || r.Output < 0 {
 		return fmt.Errorf("submit %d: prompt %d, output %d: %w", r.ID, r.Prompt, r.Output, ErrEmpty)
 	}
-	if e.byID[r.ID] != nil {
+	if e.byID[r.ID] != nil || e.kept[r.ID] != nil {
 		return fmt.Errorf("submit %d: %w", r.ID, ErrDuplicate)
 	}
 	output := max(1, int(r.Output)) // pooling ends like a token that nobody counts
@@ -85,7 +87,7 @@ func (e *Engine) Submit(now fleet.Time, r Request) error {
 	s := e.take()
 	*s = sequence{
 		id: r.ID, chain: r.Chain, prompt: int(r.Prompt), output: output, finish: r.Finish,
-		adapter: r.Adapter, pool: r.Pool, received: int(r.Received),
+		adapter: r.Adapter, pool: r.Pool, received: int(r.Received), keep: r.Keep,
 	}
 	if s.finish == NotFinished {
 		s.finish = FinishLength
@@ -140,9 +142,10 @@ func (e *Engine) rouse(now fleet.Time) {
 // loads, it then changes nothing and returns false.
 func (e *Engine) DropCache(now fleet.Time, preempt bool) bool {
 	e.catchUp(now)
-	if len(e.running)+len(e.loads) > 0 && !preempt {
+	if len(e.running)+len(e.loads)+len(e.kept) > 0 && !preempt {
 		return false
 	}
+	e.dropKept()
 	for n := len(e.running); n > 0; n-- {
 		victim := e.running[n-1]
 		e.undelivered = append(e.undelivered, Output{
@@ -229,6 +232,7 @@ func (e *Engine) Stats() Stats {
 	s := e.stats
 	s.Running, s.Waiting = len(e.running), e.waiting.n
 	s.TotalBlocks = e.blocks.total
+	s.Kept = len(e.kept)
 	s.UsedBlocks = e.blocks.private + e.blocks.used
 	s.CachedBlocks = e.blocks.idle
 	s.EvictedBlocks = e.blocks.evicted
@@ -275,6 +279,7 @@ type sequence struct {
 	finish         Reason
 	adapter        string
 	pool           bool
+	keep           bool
 
 	generated int  // tokens
 	received  int  // tokens of the prompt whose KV comes with it at its next admission

@@ -2,6 +2,7 @@ package enginesim
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -19,6 +20,23 @@ type deed struct {
 	req   Request
 	abort bool // of req.ID, instead of submitting it
 	drop  bool // the cache, instead of submitting
+	free  bool // what req.ID has kept, instead of submitting it
+}
+
+// keepSome has some requests keep their blocks, and most of these give them up.
+func keepSome(t *rapid.T, deeds []deed) []deed {
+	for i := range deeds {
+		d := &deeds[i]
+		if d.abort || d.drop || rapid.IntRange(0, 3).Draw(t, "keep") > 0 {
+			continue
+		}
+		d.req.Keep = true
+		if rapid.IntRange(0, 3).Draw(t, "free") > 0 {
+			deeds = append(deeds, deed{at: d.at + fleet.Time(rapid.IntRange(0, 100_000).Draw(t, "free after us"))*1000, req: d.req, free: true})
+		}
+	}
+	slices.SortStableFunc(deeds, func(a, b deed) int { return int(a.at - b.at) })
+	return deeds
 }
 
 // drawScenario makes a small engine under pressure: few blocks, shared
@@ -97,6 +115,8 @@ func act(t *rapid.T, c Config, deeds []deed) (out []Output, aborted map[fleet.Re
 		switch {
 		case d.drop:
 			e.DropCache(d.at, d.at%2 == 0)
+		case d.free:
+			e.Release(d.at, d.req.ID)
 		case !d.abort:
 			if err := e.Submit(d.at, d.req); err != nil {
 				t.Fatal(err)
@@ -106,8 +126,18 @@ func act(t *rapid.T, c Config, deeds []deed) (out []Output, aborted map[fleet.Re
 		}
 		advance(d.at)
 	}
-	for next != fleet.Never {
-		advance(next)
+	// Whoever fetches what is kept does so in the end: until then an engine that is
+	// full of it goes on preempting itself.
+	now := deeds[len(deeds)-1].at
+	for next != fleet.Never || len(e.kept) > 0 {
+		for _, id := range slices.Sorted(maps.Keys(e.kept)) {
+			e.Release(now, id)
+		}
+		advance(now)
+		if next != fleet.Never {
+			now = next
+			advance(now)
+		}
 	}
 	return out, aborted, e
 }
@@ -116,6 +146,7 @@ func TestEngineInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c, deeds := drawScenario(t)
 		c.EveryToken = rapid.Bool().Draw(t, "every token")
+		deeds = keepSome(t, deeds)
 		out, aborted, e := act(t, c, deeds)
 		ends := map[fleet.ReqID]int{}
 		last := fleet.Time(0)
@@ -129,7 +160,7 @@ func TestEngineInvariants(t *testing.T) {
 			}
 		}
 		for _, d := range deeds {
-			if d.drop {
+			if d.drop || d.free {
 				continue
 			}
 			want := 1

@@ -44,6 +44,9 @@ type Request struct {
 	// Pool wants the prompt's last hidden state, as for an embedding: one prefill
 	// and no decode. Output is then 0, and the only report has no tokens.
 	Pool bool
+	// Keep has its blocks held after its end until Release: another engine will
+	// fetch them.
+	Keep bool
 }
 
 // Kind is the kind of an Output.
@@ -138,6 +141,7 @@ func (e *TooLargeError) Error() string {
 type Stats struct {
 	Running, Waiting                      int // sequences
 	TotalBlocks, UsedBlocks, CachedBlocks int // used: held by sequences; cached: idle, for reuse; the rest is free
+	Kept                                  int // requests that have ended and hold blocks to be fetched
 
 	PrefixQueries    uint64 // prompt tokens looked up at first admission
 	PrefixHits       uint64 // of those, found

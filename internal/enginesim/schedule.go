@@ -183,8 +183,12 @@ func (e *Engine) finish(out []Output) []Output {
 			continue
 		}
 		e.freeSlot(s)
-		e.blocks.release(s)
 		e.stats.Finished[s.finish]++
+		if s.keep {
+			e.keep(s)
+			continue
+		}
+		e.blocks.release(s)
 		e.forget(s)
 	}
 	clear(e.running[len(kept):])
