@@ -18,10 +18,11 @@ type Book struct {
 	slots   []cache
 	stores  []int // slots that are shared stores
 	awaited map[Key]awaited
+	claims  map[claimed]claims
 
-	depth, recent []int32 // scratch of Look
-	since         []fleet.Time
-	held          []Held
+	depth, fresh []int32 // scratch of Look
+	since        []fleet.Time
+	held         []Held
 }
 
 // cache is what is believed of one slot, beside its blocks.
@@ -33,7 +34,8 @@ type cache struct {
 	room    int  // blocks of its GPU; 0 unknown
 	links   [Tiers]fleet.Link
 	lag     time.Duration
-	pending queue
+	cleared uint32 // how often its events took back everything
+	life    uint64 // of the history: it ends when what was sent is in doubt
 	audit   audit
 
 	unconfirmed uint64
@@ -56,18 +58,21 @@ type Prompt struct {
 // Ticket is one attempt's entry in a Book: made by Sent, closed by Done or Drop.
 // The zero Ticket is closed.
 type Ticket struct {
-	slot   int
-	open   bool
-	number uint64 // in the slot's queue
-	claim  fleet.Cached
-	feed   fleet.Tokens // what the events and the latest dispatches claimed; -1 where there are none
-	last   Key          // of the blocks that confirm it; 0 for none
-	first  fleet.Time
+	slot  int
+	open  bool
+	life  uint64 // of the slot's history
+	chain []Key  // that the history waits for; its owner must not change it before the ticket is closed
+	claim fleet.Cached
+	feed  fleet.Tokens // what the events claimed; -1 where there are none
+	proof Key          // of the last of these blocks; 0 for none
+	taken uint32       // how often that had been taken back before
+	last  Key          // of the blocks that confirm it; 0 for none
+	first fleet.Time
 }
 
 // NewBook returns a book of no endpoints.
 func NewBook(c Config) *Book {
-	return &Book{config: c, history: NewIndex(c.Keys(0)), blocks: NewBlocks(c.MaxBlocks), awaited: map[Key]awaited{}}
+	return &Book{config: c, history: NewIndex(c.Keys(0)), blocks: NewBlocks(c.MaxBlocks), awaited: map[Key]awaited{}, claims: map[claimed]claims{}}
 }
 
 // SetConfig changes the sizes. Capacities are told anew by the caller.
@@ -118,23 +123,27 @@ func (b *Book) SetStore(slot int, is bool) {
 
 // Renew forgets what a slot's process had: there is a new one.
 func (b *Book) Renew(slot int) {
-	b.history.Clear(slot)
+	b.Doubt(slot)
 	b.blocks.Clear(slot)
 	s := b.slot(slot)
 	s.fed, s.whole = false, false
-	s.pending.forget()
 	s.audit = audit{}
 }
 
 // Doubt forgets the history of a slot that may be a new process. Its events, if
 // it has any, tell themselves.
-func (b *Book) Doubt(slot int) { b.history.Clear(slot) }
+func (b *Book) Doubt(slot int) {
+	b.history.Clear(slot)
+	b.slot(slot).life++
+}
 
 // Remove forgets a slot altogether.
 func (b *Book) Remove(slot int) {
 	b.Renew(slot)
 	b.SetStore(slot, false)
+	life := b.slots[slot].life
 	b.slots[slot] = newCache()
+	b.slots[slot].life = life
 }
 
 // Update is what a slot's feed of events has to tell.
@@ -160,8 +169,10 @@ func (b *Book) Apply(now fleet.Time, slot int, u *Update) {
 			b.confirm(now, slot, c.Keys)
 		case ChangeRemove:
 			b.blocks.Remove(slot, c.Tier, c.Keys)
+			b.takeBack(slot, c.Keys)
 		case ChangeClear:
 			b.blocks.Clear(slot)
+			s.cleared++
 		}
 	}
 	b.blocks.Sweep(sweepRuns)
@@ -188,12 +199,12 @@ func (b *Book) Whole(slot int) bool {
 // of a prompt.
 func (b *Book) Look(now fleet.Time, p *Prompt, out []fleet.Cached) {
 	b.slot(len(out) - 1)
-	b.depth, b.recent, b.held = sized(b.depth, len(out)), sized(b.recent, len(out)), sized(b.held, len(out))
+	b.depth, b.fresh, b.held = sized(b.depth, len(out)), sized(b.fresh, len(out)), sized(b.held, len(out))
 	b.since = sized(b.since, len(out))
 	for i := range out {
 		b.since[i] = b.slots[i].expectedSince(now)
 	}
-	b.history.MatchSince(p.Chain, b.since, b.depth, b.recent)
+	b.history.MatchAwaited(p.Chain, b.since, b.depth, b.fresh)
 	if len(p.Blocks) > 0 {
 		b.blocks.Match(p.Blocks, b.stores, b.held)
 	}
@@ -214,7 +225,7 @@ func (b *Book) believe(i int, p *Prompt, out *fleet.Cached) {
 	*out = b.confirmed(i, p)
 	whole := b.Whole(i)
 	if whole {
-		guess = min(guess, Covered(b.recent[i], p.KeyTokens, p.Tokens))
+		guess = min(guess, Covered(b.fresh[i], p.KeyTokens, p.Tokens))
 	}
 	if guess > out.Tokens {
 		out.Tokens, out.Source = guess, fleet.CacheExpected
@@ -252,13 +263,9 @@ func (s *cache) fetch(c *fleet.Cached) time.Duration {
 // Sent notes that p goes to a slot, of which Look has just said claim.
 func (b *Book) Sent(now fleet.Time, slot int, p *Prompt, claim fleet.Cached, t *Ticket) {
 	s := b.slot(slot)
-	*t = Ticket{slot: slot, open: true, number: s.pending.push(now), claim: claim, feed: -1}
+	*t = Ticket{slot: slot, open: true, life: s.life, chain: p.Chain, claim: claim, feed: -1}
 	if s.vouched() && len(p.Blocks) > 0 {
-		t.feed = claim.Tokens
-		if s.audit.demoted {
-			c := b.confirmed(slot, p)
-			t.feed = max(c.Tokens, Covered(b.recent[slot], p.KeyTokens, p.Tokens))
-		}
+		b.claim(t, p)
 		t.last = p.Blocks[len(p.Blocks)-1]
 		if b.blocks.Has(slot, TierGPU, t.last) {
 			t.last = 0
@@ -266,7 +273,8 @@ func (b *Book) Sent(now fleet.Time, slot int, p *Prompt, claim fleet.Cached, t *
 			b.await(t)
 		}
 	}
-	b.history.Insert(slot, p.Chain, now)
+	b.history.Insert(slot, p.Chain)
+	b.history.Await(slot, p.Chain)
 }
 
 // First tells that the first token has come: the prompt is in the cache now.
@@ -278,7 +286,7 @@ func (b *Book) First(now fleet.Time, t *Ticket, fetched float64) {
 	}
 	t.first = max(now, 1)
 	s := &b.slots[t.slot]
-	s.pending.settle(t.number)
+	b.arrived(t, now)
 	s.learnLinks(&t.claim, fetched)
 	if a, ok := b.awaited[t.last]; ok && t.last != 0 && a.slot == t.slot && a.since == 0 {
 		b.awaited[t.last] = awaited{slot: t.slot, since: t.first}
@@ -292,11 +300,12 @@ func (b *Book) Done(now fleet.Time, t *Ticket, p *Prompt, request uint64, u flee
 		return
 	}
 	if u.Known && u.Cached >= 0 {
-		b.slots[t.slot].audit.add(t, u, b.config)
+		b.slots[t.slot].audit.add(t, u, b.config, b.takenBack(t))
 	}
 	// An engine keeps what it has answered, and has held all of it until now.
+	b.arrived(t, now)
 	p.Chain = Answer(p.Chain, request, b.config.Cover(u.Output))
-	b.history.Insert(t.slot, p.Chain, now)
+	b.history.Insert(t.slot, p.Chain)
 	b.Drop(t)
 }
 
@@ -306,13 +315,14 @@ func (b *Book) Drop(t *Ticket) {
 		return
 	}
 	s := &b.slots[t.slot]
-	s.pending.settle(t.number)
+	b.arrived(t, longAgo)
 	if a, ok := b.awaited[t.last]; ok && t.last != 0 && a.slot == t.slot {
 		delete(b.awaited, t.last)
 		if t.first != 0 {
 			s.unconfirmed++
 		}
 	}
+	b.endClaim(t)
 	*t = Ticket{}
 }
 

@@ -27,53 +27,24 @@ const (
 	maxAwaited = 1 << 16
 )
 
-// queue is the prompts sent to a slot and not answered with a first token, in
-// order of dispatch.
-type queue struct {
-	waits []wait
-	gone  uint64 // settled and taken from the front
-}
-
-type wait struct {
-	sent    fleet.Time
-	settled bool
-}
-
-// push adds a prompt and returns its number.
-func (q *queue) push(now fleet.Time) uint64 {
-	q.waits = append(q.waits, wait{sent: now})
-	return q.gone + uint64(len(q.waits)) - 1
-}
-
-// forget drops all that wait; numbers go on.
-func (q *queue) forget() { q.gone, q.waits = q.gone+uint64(len(q.waits)), q.waits[:0] }
-
-// settle says that prompt n waits no more. One of before a restart is not there.
-func (q *queue) settle(n uint64) {
-	if n < q.gone || n-q.gone >= uint64(len(q.waits)) {
-		return
-	}
-	q.waits[n-q.gone].settled = true
-	front := 0
-	for front < len(q.waits) && q.waits[front].settled {
-		front++
-	}
-	if front == 0 {
-		return
-	}
-	q.gone += uint64(front)
-	q.waits = q.waits[:copy(q.waits, q.waits[front:])]
-}
-
-// expectedSince returns from when on dispatches to the slot may still be
-// unconfirmed although the engine has, or will have, their blocks: since the
-// oldest that waits for its first token, and for some lags after it.
+// expectedSince returns from when on a first token tells of blocks that may still
+// be unconfirmed although the engine has them: some lags ago.
 func (s *cache) expectedSince(now fleet.Time) fleet.Time {
-	since := now
-	if len(s.pending.waits) > 0 {
-		since = s.pending.waits[0].sent
+	return now - fleet.Time(max(lagMargin*s.lag, leastPatience))
+}
+
+// arrived ends the wait of t, whose prompt the engine has, or never will when the
+// time is longAgo.
+func (b *Book) arrived(t *Ticket, now fleet.Time) {
+	chain := t.chain
+	t.chain = nil
+	switch {
+	case len(chain) == 0 || t.life != b.slots[t.slot].life: // the process it was sent to is gone
+	case now == longAgo:
+		b.history.Lost(t.slot, chain)
+	default:
+		b.history.Come(t.slot, chain, now)
 	}
-	return since - fleet.Time(max(lagMargin*s.lag, leastPatience))
 }
 
 // await begins to wait for the events that confirm t.

@@ -1,6 +1,8 @@
 package kv
 
 import (
+	"iter"
+	"math"
 	"slices"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -49,8 +51,12 @@ type hold struct {
 	slot         int32
 	nextOwner    holdRef
 	newer, older holdRef
-	at           fleet.Time // when it was touched last; never before those behind it
+	awaited      int32      // prompts on their way that go through it
+	came         fleet.Time // when the latest of those had come; longAgo for never
 }
+
+// longAgo is before everything.
+const longAgo fleet.Time = math.MinInt64
 
 type slotState struct {
 	newest, oldest holdRef
@@ -91,13 +97,13 @@ func (x *Index) slot(i int) *slotState {
 
 // Match sets depth[slot], for every slot below len(depth), to the number of
 // leading keys of chain that the slot holds.
-func (x *Index) Match(chain []Key, depth []int32) { x.MatchSince(chain, nil, depth, nil) }
+func (x *Index) Match(chain []Key, depth []int32) { x.MatchAwaited(chain, nil, depth, nil) }
 
-// MatchSince is Match, and sets recent[slot] to the number of leading keys that
-// the slot was given at since[slot] or later.
-func (x *Index) MatchSince(chain []Key, since []fleet.Time, depth, recent []int32) {
+// MatchAwaited is Match, and sets fresh[slot] to the number of leading keys that
+// are on their way to the slot, or have come at since[slot] or later.
+func (x *Index) MatchAwaited(chain []Key, since []fleet.Time, depth, fresh []int32) {
 	clear(depth)
-	clear(recent)
+	clear(fresh)
 	for at := 0; at < len(chain); {
 		ref, ok := x.first[chain[at]]
 		if !ok {
@@ -112,8 +118,8 @@ func (x *Index) MatchSince(chain []Key, since []fleet.Time, depth, recent []int3
 				continue
 			}
 			depth[s] = int32(at)
-			if recent != nil && x.holds[h].at >= since[s] {
-				recent[s] = int32(at)
+			if fresh != nil && (x.holds[h].awaited > 0 || x.holds[h].came >= since[s]) {
+				fresh[s] = int32(at)
 			}
 		}
 		if common < len(n.keys) {
@@ -124,7 +130,7 @@ func (x *Index) MatchSince(chain []Key, since []fleet.Time, depth, recent []int3
 
 // Insert records that slot holds chain from now on, as the most recently used,
 // and evicts what no longer fits.
-func (x *Index) Insert(slot int, chain []Key, now fleet.Time) {
+func (x *Index) Insert(slot int, chain []Key) {
 	if len(chain) == 0 {
 		return
 	}
@@ -141,9 +147,53 @@ func (x *Index) Insert(slot int, chain []Key, now fleet.Time) {
 		at += len(x.nodes[ref].keys)
 	}
 	for _, ref := range slices.Backward(x.path) {
-		x.touch(slot, ref, now)
+		x.touch(slot, ref)
 	}
 	x.shrink(slot)
+}
+
+// Await notes that chain, just inserted, is on its way to slot, until Come or
+// Lost says otherwise.
+func (x *Index) Await(slot int, chain []Key) {
+	for h := range x.along(slot, chain) {
+		h.awaited++
+	}
+}
+
+// Come ends an Await: the chain is there now.
+func (x *Index) Come(slot int, chain []Key, now fleet.Time) {
+	for h := range x.along(slot, chain) {
+		h.awaited, h.came = max(h.awaited-1, 0), now
+	}
+}
+
+// Lost ends an Await of a chain that will not come.
+func (x *Index) Lost(slot int, chain []Key) {
+	for h := range x.along(slot, chain) {
+		h.awaited = max(h.awaited-1, 0)
+	}
+}
+
+// along yields what slot holds of chain in whole nodes, from its start. What has
+// been evicted since chain was inserted is left out.
+func (x *Index) along(slot int, chain []Key) iter.Seq[*hold] {
+	return func(yield func(*hold) bool) {
+		for at := 0; at < len(chain); {
+			ref, ok := x.first[chain[at]]
+			if !ok {
+				return
+			}
+			keys := x.nodes[ref].keys
+			if commonPrefix(keys, chain[at:]) < len(keys) {
+				return
+			}
+			h := x.holdOf(slot, ref)
+			if h == none || !yield(&x.holds[h]) {
+				return
+			}
+			at += len(keys)
+		}
+	}
 }
 
 // Clear forgets everything slot holds. It costs O(nodes held).
@@ -190,7 +240,7 @@ func (x *Index) split(ref nodeRef, at int) {
 	x.nodes[ref].keys = keys[:at:at]
 	for h := x.nodes[ref].owners; h != none; h = x.holds[h].nextOwner {
 		t := x.newHold(tail, x.holds[h].slot)
-		x.holds[t].at = x.holds[h].at
+		x.holds[t].awaited, x.holds[t].came = x.holds[h].awaited, x.holds[h].came
 		x.linkBehind(t, h)
 	}
 }
@@ -203,24 +253,29 @@ func (x *Index) newHold(ref nodeRef, slot int32) holdRef {
 	} else {
 		x.freeHold = x.holds[h].nextOwner
 	}
-	x.holds[h] = hold{node: ref, slot: slot, nextOwner: x.nodes[ref].owners, newer: none, older: none}
+	x.holds[h] = hold{node: ref, slot: slot, nextOwner: x.nodes[ref].owners, newer: none, older: none, came: longAgo}
 	x.nodes[ref].owners = h
+	return h
+}
+
+// holdOf returns the slot's hold of ref, none when it has none.
+func (x *Index) holdOf(slot int, ref nodeRef) holdRef {
+	h := x.nodes[ref].owners
+	for h != none && int(x.holds[h].slot) != slot {
+		h = x.holds[h].nextOwner
+	}
 	return h
 }
 
 // touch makes ref the slot's most recent node, taking it on if the slot does
 // not hold it yet.
-func (x *Index) touch(slot int, ref nodeRef, now fleet.Time) {
-	for h := x.nodes[ref].owners; h != none; h = x.holds[h].nextOwner {
-		if int(x.holds[h].slot) == slot {
-			x.holds[h].at = now
-			x.unlink(h)
-			x.linkNewest(h)
-			return
-		}
+func (x *Index) touch(slot int, ref nodeRef) {
+	if h := x.holdOf(slot, ref); h != none {
+		x.unlink(h)
+		x.linkNewest(h)
+		return
 	}
 	h := x.newHold(ref, int32(slot))
-	x.holds[h].at = now
 	x.linkNewest(h)
 	x.slots[slot].keys += len(x.nodes[ref].keys)
 }

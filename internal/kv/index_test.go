@@ -30,9 +30,9 @@ func match(x *Index, letters string, slots int) []int32 {
 
 func TestMatchCountsLeadingKeysPerSlot(t *testing.T) {
 	x := NewIndex(100)
-	x.Insert(0, chainOf("abcdef"), 0)
-	x.Insert(1, chainOf("abcxyz"), 0)
-	x.Insert(2, chainOf("q"), 0)
+	x.Insert(0, chainOf("abcdef"))
+	x.Insert(1, chainOf("abcxyz"))
+	x.Insert(2, chainOf("q"))
 	for _, c := range []struct {
 		prompt string
 		want   []int32
@@ -56,16 +56,16 @@ func TestMatchCountsLeadingKeysPerSlot(t *testing.T) {
 
 func TestEvictionForgetsLeavesOfTheLeastRecentChain(t *testing.T) {
 	x := NewIndex(8)
-	x.Insert(0, chainOf("abcd"), 0)
-	x.Insert(0, chainOf("abxy"), 0) // 6 keys held
-	x.Insert(0, chainOf("pqr"), 0)  // 9 wanted: one key must go, the d of abcd
+	x.Insert(0, chainOf("abcd"))
+	x.Insert(0, chainOf("abxy")) // 6 keys held
+	x.Insert(0, chainOf("pqr"))  // 9 wanted: one key must go, the d of abcd
 	if got := match(x, "abcd", 1)[0]; got != 3 {
 		t.Errorf("abcd matches %d keys, want 3: the leaf goes first, and only as much as must", got)
 	}
 	if got := match(x, "abxy", 1)[0]; got != 4 {
 		t.Errorf("abxy matches %d keys, want 4", got)
 	}
-	x.Insert(0, chainOf("stuvw"), 0)
+	x.Insert(0, chainOf("stuvw"))
 	if got := match(x, "ab", 1)[0]; got != 0 && x.Held(0) > 8 {
 		t.Errorf("held %d keys of at most 8", x.Held(0))
 	}
@@ -73,8 +73,8 @@ func TestEvictionForgetsLeavesOfTheLeastRecentChain(t *testing.T) {
 
 func TestClearForgetsOneSlotOnly(t *testing.T) {
 	x := NewIndex(100)
-	x.Insert(0, chainOf("abc"), 0)
-	x.Insert(1, chainOf("abd"), 0)
+	x.Insert(0, chainOf("abc"))
+	x.Insert(1, chainOf("abd"))
 	x.Clear(0)
 	if got := match(x, "abcd", 2); !slices.Equal(got, []int32{0, 2}) {
 		t.Errorf("after clear: %v, want [0 2]", got)
@@ -101,7 +101,7 @@ func TestIndexAgainstModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"insert": func(t *rapid.T) {
 				s, c := rapid.IntRange(0, slots-1).Draw(t, "slot"), letters.Draw(t, "chain")
-				x.Insert(s, chainOf(c), 0)
+				x.Insert(s, chainOf(c))
 				// Leaf first: deeper prefixes of one insert are older.
 				for n := len(c); n > 0; n-- {
 					stamp++
@@ -175,7 +175,7 @@ func BenchmarkMatch(b *testing.B) {
 			for s := range slots {
 				for i := range 20 {
 					c := append(slices.Clone(base[:20]), benchChain(uint64(s*100+i+7), 168)...)
-					x.Insert(s, c, 0)
+					x.Insert(s, c)
 				}
 			}
 			depth := make([]int32, slots)
@@ -197,7 +197,7 @@ func BenchmarkInsertSteadyState(b *testing.B) {
 	i := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		x.Insert(i%8, chains[i%len(chains)], 0)
+		x.Insert(i%8, chains[i%len(chains)])
 		i++
 	}
 }
