@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity contest bench bench-gateway bench-kv kv-truth
+.PHONY: help build check check-engine test race fuzz soak fidelity contest contest-kv bench bench-gateway bench-kv kv-truth
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ fidelity: ## Compare models and simulator with what was measured on real engines
 contest: ## Every routing policy against every other in virtual time, 10 minutes; FLAGS=--quick for two
 	@go build -o dist/contest ./test/contest
 	@./dist/contest $(FLAGS)
+
+contest-kv: ## What it is worth to know what engines have cached, in virtual time, 20 minutes; FLAGS=--quick for one
+	@go build -o dist/contestkv ./test/contestkv
+	@./dist/contestkv $(FLAGS)
 
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...

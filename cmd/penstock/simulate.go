@@ -42,7 +42,10 @@ Examples:
   penstock simulate --trace conversation.jsonl --load 0.7,1,1.3 --replicas 12 --policy all --seeds 5 --html report.html
   penstock simulate --workload shared_prefix.yaml --accelerator H100:3,A100:3,L40S:2
   penstock simulate --workload shared_prefix.yaml --fleet simulate_fleet.yaml --json
-  penstock simulate --trace conversation.jsonl --cache-curve
+  penstock simulate --trace conversation.jsonl --gateways 4 --kv-events --cpu-tier 1200000
+  penstock simulate --trace conversation.jsonl --kv-events --kv-event-lag 50ms --kv-event-loss 0.01
+  penstock simulate --trace conversation.jsonl --cpu-tier 1200000 --disk-tier 6000000
+  penstock simulate --trace conversation.jsonl --cache-curve --replicas 12
   penstock simulate --journal decisions.journal --policy prefix-affinity,least-request
 
 A fleet is described by flags, all replicas alike but for their accelerator, or by the
@@ -72,8 +75,19 @@ a variant; kinds are crash, restart, slow, mute, unmute, add and remove:
 The policy clairvoyant-greedy is a reference that no gateway can have: predictive, told
 the truth of every engine and the length of every answer.
 
-Not simulated: transfer of KV between engines, outputs whose length depends on who
-answers. A cell (policy, load, seed) that has been run before by the same
+--kv-events has engines publish what they cache, as bytes on a line that may be late or
+lose some, and gateways follow it as they do live, replays included. Without it a gateway
+remembers what it sent itself. --cpu-tier and --disk-tier give every engine memory below
+its GPUs': what has been computed is kept there, and loading it takes the time of a
+PCIe 4 link of 20 GB/s or a drive of 5 GB/s, of which gateways believe the data sheet until
+they have measured. "cached" counts tokens of all tiers. --cache-curve says beforehand what
+more room would hold: it simulates no engine, but caches of several sizes that prompts
+stay with or are dealt to in turn.
+
+Not simulated: KV that moves between engines or stands in a store they share; prompts
+computed on one engine and answered on another; writing to slower tiers, which costs no
+time; tokenizing prompts and naming blocks, which gateways do at once and without error;
+outputs whose length depends on who answers. A cell (policy, load, seed) that has been run before by the same
 binary with the same settings is taken from the cache.`
 }
 

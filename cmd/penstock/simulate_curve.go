@@ -14,6 +14,9 @@ import (
 
 // curve prints the miss-ratio curve of a scene's load instead of simulating it.
 func (c *simulateCmd) curve(ctx context.Context, s streams, e *experiment) error {
+	if !(c.CurveRate > 0 && c.CurveRate <= 1) {
+		return fmt.Errorf("--curve-rate must be above 0 and at most 1, is %v", c.CurveRate)
+	}
 	replicas, engine := 0, fleet.Tokens(0)
 	for i := range e.scene.Variants {
 		v := &e.scene.Variants[i]

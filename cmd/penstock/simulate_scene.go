@@ -37,10 +37,10 @@ type sceneFlags struct {
 	Faults      string         `group:"Fleet" type:"existingfile" placeholder:"FILE" help:"What happens to replicas, and when: see below."`
 	Gateways    int            `group:"Fleet" default:"1" help:"Gateways that share the load, each with a view of its own."`
 	KVEvents    bool           `group:"Fleet" name:"kv-events" help:"Engines publish what they cache, and gateways follow; without, gateways remember what they sent."`
-	EventLag    time.Duration  `group:"Fleet" name:"kv-event-lag" default:"2ms" help:"Of events on their way to a gateway."`
-	EventLoss   float64        `group:"Fleet" name:"kv-event-loss" default:"0" help:"Share of events' batches that get lost, 0 to 1."`
+	EventLag    time.Duration  `group:"Fleet" name:"kv-event-lag" default:"2ms" help:"What events take to a gateway, with --kv-events."`
+	EventLoss   float64        `group:"Fleet" name:"kv-event-loss" default:"0" help:"Share of the batches of events that do not come and have to be asked for again, 0 to 1, with --kv-events."`
 	CPUTier     int            `group:"Fleet" name:"cpu-tier" placeholder:"TOKENS" help:"KV that each engine keeps in host memory below its GPUs', in tokens."`
-	DiskTier    int            `group:"Fleet" name:"disk-tier" placeholder:"TOKENS" help:"KV that each engine keeps on disk below that, in tokens."`
+	DiskTier    int            `group:"Fleet" name:"disk-tier" placeholder:"TOKENS" help:"KV that each engine keeps on disk below that, in tokens; with --cpu-tier."`
 	Noise       float64        `group:"Fleet" default:"0.05" help:"Spread of step times, 0 to 1."`
 	Spread      float64        `group:"Fleet" default:"0" help:"Spread of speeds: replicas are up to so much faster or slower than their like, 0 to 0.9."`
 	Scrape      *time.Duration `group:"Fleet" help:"Between two readings of an engine's gauges (default 1s, or the Fleet file's)."`
@@ -108,12 +108,8 @@ func (f *sceneFlags) happenings(e *experiment) error {
 		return fmt.Errorf("--gateways must be at least 1, is %d", f.Gateways)
 	}
 	e.scene.Gateways = f.Gateways
-	if f.KVEvents {
-		const ring = 10_000 // batches, as engines keep by default
-		e.scene.Events = &sim.Events{Lag: f.EventLag, Lose: f.EventLoss, Ring: ring}
-	}
-	for i := range e.scene.Variants {
-		e.scene.Variants[i].CPU, e.scene.Variants[i].Disk = fleet.Tokens(f.CPUTier), fleet.Tokens(f.DiskTier)
+	if err := f.caches(e); err != nil {
+		return err
 	}
 	if f.Faults == "" {
 		return nil
@@ -124,6 +120,40 @@ func (f *sceneFlags) happenings(e *experiment) error {
 	}
 	if e.scene.Faults, err = lab.ParseFaults(text, e.scene.Variants); err != nil {
 		return fmt.Errorf("%s:\n%w", f.Faults, err)
+	}
+	return nil
+}
+
+// eventLag is what events take to a gateway where no flag says otherwise: a step's
+// end, a queue and a network.
+const eventLag = 2 * time.Millisecond
+
+// caches reads what engines tell of their caches, and what they have below their
+// GPUs'.
+func (f *sceneFlags) caches(e *experiment) error {
+	var errs []error
+	bad := func(wrong bool, format string, args ...any) {
+		if wrong {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(f.EventLag < 0, "--kv-event-lag must not be negative, is %v", f.EventLag)
+	bad(!(f.EventLoss >= 0 && f.EventLoss <= 1), "--kv-event-loss must be between 0 and 1, is %v", f.EventLoss)
+	bad(!f.KVEvents && f.EventLag != eventLag, "--kv-event-lag: there are no events without --kv-events")
+	bad(!f.KVEvents && f.EventLoss != 0, "--kv-event-loss: there are no events without --kv-events")
+	bad(f.CPUTier < 0, "--cpu-tier must not be negative, is %d", f.CPUTier)
+	bad(f.DiskTier < 0, "--disk-tier must not be negative, is %d", f.DiskTier)
+	bad(f.DiskTier > 0 && f.CPUTier == 0, "--disk-tier: what goes to disk passes through host memory: give --cpu-tier, too")
+	bad(f.CPUTier > 0 && f.Journal != "" && f.Fleet == "", "--cpu-tier: a journal does not tell how large KV is: describe the fleet with --fleet")
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if f.KVEvents {
+		const ring = 10_000 // batches, as engines keep by default
+		e.scene.Events = &sim.Events{Lag: f.EventLag, Lose: f.EventLoss, Ring: ring}
+	}
+	for i := range e.scene.Variants {
+		e.scene.Variants[i].CPU, e.scene.Variants[i].Disk = fleet.Tokens(f.CPUTier), fleet.Tokens(f.DiskTier)
 	}
 	return nil
 }

@@ -74,6 +74,17 @@ func TestSimulateRefusesBadInput(t *testing.T) {
 		{"no requests in it", []string{"--trace", trace("")}},
 		{"line 1 input_length", []string{"--trace", trace(`{"timestamp": 0, "input_length": -3, "output_length": 5, "hash_ids": []}`)}},
 		{"line 2 timestamp", []string{"--trace", trace(`{"timestamp": 9000, "input_length": 3, "output_length": 5, "hash_ids": [1]}`, `{"timestamp": 0, "input_length": 3, "output_length": 5, "hash_ids": [1]}`)}},
+		{"--kv-event-lag must not be negative, is -1s", []string{"--workload", small, "--kv-events", "--kv-event-lag=-1s"}},
+		{"--kv-event-loss must be between 0 and 1, is 1.5", []string{"--workload", small, "--kv-events", "--kv-event-loss", "1.5"}},
+		{"--kv-event-loss must be between 0 and 1, is NaN", []string{"--workload", small, "--kv-events", "--kv-event-loss", "NaN"}},
+		{"--kv-event-loss: there are no events without --kv-events", []string{"--workload", small, "--kv-event-loss", "0.1"}},
+		{"--kv-event-lag: there are no events without --kv-events", []string{"--workload", small, "--kv-event-lag", "1s"}},
+		{"--cpu-tier must not be negative, is -1", []string{"--workload", small, "--cpu-tier=-1"}},
+		{"--disk-tier must not be negative, is -1", []string{"--workload", small, "--cpu-tier", "100000", "--disk-tier=-1"}},
+		{"--disk-tier: what goes to disk passes through host memory", []string{"--workload", small, "--disk-tier", "100000"}},
+		{"--load: a curve is of one load", []string{"--workload", small, "--cache-curve", "--load", "1,2"}},
+		{"--curve-rate must be above 0 and at most 1, is 0", []string{"--workload", small, "--cache-curve", "--curve-rate", "0"}},
+		{"--curve-rate must be above 0 and at most 1, is 2", []string{"--workload", small, "--cache-curve", "--curve-rate", "2"}},
 		{"journal is damaged", []string{"--journal", small}},
 		{"--journal tells the fleet", []string{"--journal", small, "--tp", "2"}},
 		{"--html: ", []string{"--workload", small, "--seeds", "1", "--policy", "p2c", "--html", filepath.Join(t.TempDir(), "none", "x.html")}},
@@ -81,6 +92,45 @@ func TestSimulateRefusesBadInput(t *testing.T) {
 		code, out, errs := penstock(t, append([]string{"simulate", "--cache", "off"}, c.args...)...)
 		if code != 1 || !strings.Contains(errs, c.want) {
 			t.Errorf("%v: exit %d, want 1 with %q:\n%s%s", c.args, code, c.want, out, errs)
+		}
+	}
+}
+
+// TestSimulateHelpShowsEveryFlagOfCaches looks for the flags in the text that
+// explains them, with examples.
+func TestSimulateHelpShowsEveryFlagOfCaches(t *testing.T) {
+	help := simulateCmd{}.Help()
+	examples, _, _ := strings.Cut(help, "A fleet is described")
+	for _, flag := range []string{"--kv-events", "--kv-event-lag", "--kv-event-loss", "--cpu-tier", "--disk-tier", "--cache-curve"} {
+		if !strings.Contains(examples, flag) {
+			t.Errorf("no example has %s", flag)
+		}
+	}
+}
+
+// TestSimulateFollowsEventsAndTiers has prompts that one GPU cannot hold, dealt out
+// by gateways that know little of each other: each further flag must have more of
+// them found.
+func TestSimulateFollowsEventsAndTiers(t *testing.T) {
+	load := write(t, "prefixes.yaml", `load: {type: poisson, stages: [{rate: 6, duration: 60}]}
+data: {type: shared_prefix, shared_prefix: {num_groups: 40, num_prompts_per_group: 20, system_prompt_len: 8000, question_len: 100, output_len: 50}}
+`)
+	before := -1.0
+	for _, flags := range [][]string{nil, {"--kv-events"}, {"--kv-events", "--cpu-tier", "400000"}} {
+		args := append([]string{"simulate", "--workload", load, "--replicas", "2", "--kv-tokens", "100000", "--gateways", "3", "--policy", "predictive", "--seeds", "1", "--cache", "off", "--json"}, flags...)
+		code, out, errs := penstock(t, args...)
+		var x struct {
+			Rows []struct {
+				Cached struct{ Mean float64 } `json:"cached_share"`
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &x); code != 0 || err != nil || len(x.Rows) != 1 {
+			t.Fatalf("%v: exit %d, %v\n%s%s", flags, code, err, out, errs)
+		}
+		if got := x.Rows[0].Cached.Mean; got < before+0.05 {
+			t.Errorf("%v: %.3f cached, and %.3f without the last", flags, got, before)
+		} else {
+			before = got
 		}
 	}
 }
