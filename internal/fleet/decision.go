@@ -55,6 +55,14 @@ type Candidate struct {
 	Adapter                AdapterFit    // what the request's adapter takes there
 }
 
+// PlanCost is one way to serve a request and what it was predicted to cost.
+type PlanCost struct {
+	Endpoint, Prefill EndpointID // NoEndpoint where there is none
+	TTFT              time.Duration
+	Move              time.Duration // of TTFT, to move KV
+	Cost              float64       // s, of the request and of others
+}
+
 // Decision is the record of one placement: who was considered, what was
 // believed, who won and by how much.
 type Decision struct {
@@ -66,10 +74,13 @@ type Decision struct {
 	Prompt   Tokens        // prompt tokens as estimated at arrival
 	Queued   time.Duration // time from arrival to this decision
 	Chosen   EndpointID
-	Shadow   EndpointID    // where the shadow policy would have sent it; NoEndpoint without one
-	RunnerUp EndpointID    // NoEndpoint when there was no other candidate
-	Margin   float64       // score of the chosen minus score of the runner-up
-	Counts   [Verdicts]int // endpoints by verdict, all of them
+	Shadow   EndpointID // where the shadow policy would have sent it; NoEndpoint without one
+	RunnerUp EndpointID // NoEndpoint when there was no other candidate
+	Margin   float64    // score of the chosen minus score of the runner-up
+	Prefill  EndpointID // where the prompt is computed before; NoEndpoint when the chosen one does so itself
+	// Whole and Split are the best ways of their kinds, where both were compared.
+	Whole, Split PlanCost
+	Counts       [Verdicts]int // endpoints by verdict, all of them
 	// Candidates are the endpoints considered, best first. At most
 	// MaxCandidates.
 	Candidates []Candidate

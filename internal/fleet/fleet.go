@@ -62,6 +62,9 @@ var roleNames = [...]string{"both", "prefill", "decode", "encode", "store"}
 // String returns the role's name as written in configuration.
 func (r Role) String() string { return nameOf(roleNames[:], int(r)) }
 
+// Prefills reports whether an endpoint of the role computes prompts for others.
+func (r Role) Prefills() bool { return r == RoleBoth || r == RolePrefill }
+
 // Decodes reports whether an endpoint of the role answers requests.
 func (r Role) Decodes() bool { return r == RoleBoth || r == RoleDecode }
 

@@ -34,6 +34,8 @@ type Variant struct {
 	Factors  []float64    // of its replicas in turn, how much slower each is beside that; nil for 1
 	CPU      fleet.Tokens // that each replica keeps in host memory below its GPUs'; 0 for none
 	Disk     fleet.Tokens // and on disk below that
+	Role     fleet.Role
+	NIC      float64 // bytes per second with which each device can send KV to others; 0 for none
 }
 
 // CostPerHour returns the cost of one replica, in US dollars per hour; 0 when
@@ -158,7 +160,7 @@ func (s *Scene) config(c Cell) sim.Config {
 			factor *= v.Factors[k]
 		}
 		physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
-		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links()})
+		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links(), Role: v.Role, Connector: v.connector(), Wire: v.wire(), Leaves: v.leaves()})
 	}
 	for i := range s.Variants {
 		for k := range s.Variants[i].Replicas {
@@ -220,6 +222,36 @@ func (v *Variant) offload() enginesim.Offload {
 		o.Disk = enginesim.Store{Tokens: v.Disk, Bandwidth: diskBandwidth, Latency: diskLatency}
 	}
 	return o
+}
+
+// connector is the same for all replicas that can exchange KV.
+func (v *Variant) connector() uint64 {
+	if v.NIC > 0 {
+		return 1
+	}
+	return 0
+}
+
+// What moving KV takes beside the bytes: a question to the other side and an
+// answer, memory to be registered and a notice at the end.
+const (
+	wireLatency = 10 * time.Millisecond
+	wireShare   = 0.7 // of a link's bandwidth that transfers are seen to use
+)
+
+func (v *Variant) wire() sim.Wire {
+	if v.NIC == 0 {
+		return sim.Wire{}
+	}
+	return sim.Wire{Bandwidth: wireShare * v.NIC, Latency: wireLatency, KVBytes: v.Serving.KVBytes()}
+}
+
+// leaves is what is believed of that before it is measured: the data sheet.
+func (v *Variant) leaves() fleet.Link {
+	if v.NIC == 0 {
+		return fleet.Link{}
+	}
+	return fleet.Link{Latency: wireLatency.Seconds(), PerToken: v.Serving.KVBytes() / v.NIC}
 }
 
 // links is what is believed of that before it is measured: what data sheets say.

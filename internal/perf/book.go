@@ -33,6 +33,9 @@ type slot struct {
 	ttft    errorRing
 	tpot    errorRing
 	slo     fleet.SLO // of the latest request
+
+	promised int          // requests whose prompt is computed elsewhere and that will decode here
+	coming   fleet.Tokens // tokens of context they bring
 }
 
 // Spreads of an endpoint's factor, as standard deviations of its logarithm.
@@ -145,6 +148,7 @@ func (b *Book) Load(now fleet.Time, i, others int, usage float64, l *Load) {
 	s.pass(now)
 	s.meter.load(others, l)
 	l.Budget, l.MaxSeqs, l.KVTokens, l.Output = s.limits.BudgetTokens, s.limits.MaxSeqs, s.limits.KVTokens, b.lengths.mean()
+	l.Promised, l.Coming = s.promised, s.coming
 	l.TTFTSpread, l.TPOTSpread = s.class.ttftSpread.sd, s.class.tpotSpread.sd
 	if usage >= 0 {
 		l.Held = fleet.Tokens(usage * float64(l.KVTokens))
@@ -269,6 +273,37 @@ func (b *Book) Done(now fleet.Time, j *Job, a Ask, u fleet.Usage) {
 		if u.Known && u.Output >= leastOutput {
 			s.timeDecode(now, j, u.Output)
 		}
+	}
+	b.Drop(now, j)
+}
+
+// Promise notes that a request with so many tokens of context will decode at a
+// slot once its prompt has been computed elsewhere; Redeem takes it back, when it
+// comes or when it will not.
+func (b *Book) Promise(i int, context fleet.Tokens) {
+	b.slots[i].promised++
+	b.slots[i].coming += context
+}
+
+// Redeem takes back a Promise of as many tokens.
+func (b *Book) Redeem(i int, context fleet.Tokens) {
+	b.slots[i].promised--
+	b.slots[i].coming -= context
+}
+
+// Prefilled closes j, whose prompt has been computed and which will decode
+// elsewhere; u is what the engine says of it.
+func (b *Book) Prefilled(now fleet.Time, j *Job, u fleet.Usage) {
+	if !j.open {
+		return
+	}
+	b.First(now, j)
+	cached := fleet.Tokens(-1)
+	if u.Known {
+		cached = u.Cached
+	}
+	if !j.guessed {
+		b.slots[j.slot].learnPrefill(j, cached)
 	}
 	b.Drop(now, j)
 }

@@ -27,6 +27,8 @@ type Load struct {
 	TPOTSpread float64       // the same of times per output token
 	Held       fleet.Tokens  // of it, what sequences hold; a prefix that several share counts once
 	Fetch      time.Duration // to bring to the GPU what is cached elsewhere; others are served meanwhile
+	Promised   int           // sequences that come to decode when their prompt has been computed elsewhere
+	Coming     fleet.Tokens  // tokens of context they bring
 }
 
 // DefaultBudget is the token budget per step assumed when the engine does not
@@ -135,10 +137,10 @@ func (s *Step) Admission(l *Load, prompt fleet.Tokens) float64 {
 	}
 	short := 0.0 // of what all decoding sequences hold, the share that must be freed
 	if l.MaxSeqs > 0 {
-		short = float64(l.Decoding+l.Ahead+1-l.MaxSeqs) / float64(l.Decoding)
+		short = float64(l.Decoding+l.Promised+l.Ahead+1-l.MaxSeqs) / float64(l.Decoding)
 	}
 	if l.KVTokens > 0 && l.Held > 0 {
-		short = max(short, float64(l.Held+l.Backlog+prompt-l.KVTokens)/float64(l.Held))
+		short = max(short, float64(l.Held+l.Coming+l.Backlog+prompt-l.KVTokens)/float64(l.Held))
 	}
 	if short <= 0 {
 		return 0
@@ -156,7 +158,7 @@ func (s *Step) PerToken(l *Load, context fleet.Tokens, output float64) float64 {
 	if !s.Known() {
 		return 0
 	}
-	t := s.time(&Work{Seqs: float64(l.Decoding + 1), KV: float64(l.Active+context) + output/2})
+	t := s.time(&Work{Seqs: float64(l.Decoding + l.Promised + 1), KV: float64(l.Active+l.Coming+context) + output/2})
 	share := prefillShare(l.Prefill)
 	if share == 0 {
 		return t

@@ -124,7 +124,8 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.Touch)
 	e.Float(ev.Step.Shadow)
 	e.Float(ev.Step.PerRequest)
-	for _, l := range [...]fleet.Link{ev.Links.CPU, ev.Links.Disk, ev.Links.Shared} {
+	e.Fixed(ev.Connector)
+	for _, l := range [...]fleet.Link{ev.Wire, ev.Links.CPU, ev.Links.Disk, ev.Links.Shared} {
 		e.Float(l.Latency)
 		e.Float(l.PerToken)
 	}
@@ -136,9 +137,10 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 		Limits: fleet.Limits{
 			MaxModelLen: d.Tokens(), KVTokens: d.Tokens(), BlockTokens: d.Tokens(), MaxSeqs: int(d.Int()), BudgetTokens: d.Tokens(),
 		},
-		Variant: d.Uint(),
-		Step:    perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), Shadow: d.Float(), PerRequest: d.Float()},
-		Links:   fleet.Links{CPU: decodeLink(d), Disk: decodeLink(d), Shared: decodeLink(d)},
+		Variant:   d.Uint(),
+		Step:      perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), Shadow: d.Float(), PerRequest: d.Float()},
+		Connector: d.Fixed(), Wire: decodeLink(d),
+		Links: fleet.Links{CPU: decodeLink(d), Disk: decodeLink(d), Shared: decodeLink(d)},
 	}
 }
 
@@ -285,13 +287,14 @@ func encodeLeg(e *journal.Encoder, ev *Leg) {
 	e.Tokens(ev.Usage.Output)
 	e.Uint(uint64(ev.Failure))
 	e.Bool(ev.Committed)
+	e.Bool(ev.Prefill)
 }
 
 func decodeLeg(d *journal.Decoder) *Leg {
 	return &Leg{
 		Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Phase: fleet.Phase(d.Uint()), Output: d.Tokens(),
 		Usage:   fleet.Usage{Known: d.Bool(), Prompt: d.Tokens(), Cached: d.Tokens(), Output: d.Tokens()},
-		Failure: fleet.Failure(d.Uint()), Committed: d.Bool(),
+		Failure: fleet.Failure(d.Uint()), Committed: d.Bool(), Prefill: d.Bool(),
 	}
 }
 
@@ -306,6 +309,8 @@ func EncodeActions(e *journal.Encoder, actions []Action) {
 		e.Int(int64(a.Attempt))
 		e.Uint(uint64(a.Endpoint))
 		e.Uint(uint64(a.Gen))
+		e.Uint(uint64(a.Prefill))
+		e.Uint(uint64(a.PrefillGen))
 		e.Uint(uint64(a.Refusal))
 		e.Duration(a.RetryAfter)
 		e.Uint(uint64(a.Health))
@@ -326,6 +331,9 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 	e.Uint(uint64(d.RunnerUp))
 	e.Uint(uint64(d.Shadow))
 	e.Float(d.Margin)
+	e.Uint(uint64(d.Prefill))
+	encodePlanCost(e, &d.Whole)
+	encodePlanCost(e, &d.Split)
 	for _, n := range d.Counts {
 		e.Int(int64(n))
 	}
@@ -343,6 +351,18 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 		e.Duration(c.SampleAge)
 		e.Uint(uint64(c.Adapter))
 	}
+}
+
+func encodePlanCost(e *journal.Encoder, c *fleet.PlanCost) {
+	e.Uint(uint64(c.Endpoint))
+	e.Uint(uint64(c.Prefill))
+	e.Duration(c.TTFT)
+	e.Duration(c.Move)
+	e.Float(c.Cost)
+}
+
+func decodePlanCost(d *journal.Decoder) fleet.PlanCost {
+	return fleet.PlanCost{Endpoint: endpointID(d), Prefill: endpointID(d), TTFT: d.Duration(), Move: d.Duration(), Cost: d.Float()}
 }
 
 func encodeCached(e *journal.Encoder, c *fleet.Cached) {
@@ -363,7 +383,7 @@ func DecodeActions(d *journal.Decoder) ([]Action, error) {
 	var list []Action
 	for range d.Len(1) {
 		a := Action{
-			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d),
+			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d), Prefill: endpointID(d), PrefillGen: gen(d),
 			Refusal: fleet.Refusal(d.Uint()), RetryAfter: d.Duration(), Health: health.State(d.Uint()), Cause: fleet.Failure(d.Uint()),
 		}
 		if d.Bool() {
@@ -379,6 +399,7 @@ func decodeDecision(d *journal.Decoder) *fleet.Decision {
 	out := &fleet.Decision{
 		At: fleet.Time(d.Int()), Policy: string(d.Bytes()), Terms: decodeTerms(d), Prompt: d.Tokens(), Queued: d.Duration(),
 		RunnerUp: endpointID(d), Shadow: endpointID(d), Margin: d.Float(),
+		Prefill: endpointID(d), Whole: decodePlanCost(d), Split: decodePlanCost(d),
 	}
 	for i := range out.Counts {
 		out.Counts[i] = int(d.Int())

@@ -73,6 +73,7 @@ type Deps struct {
 	KV      *kv.Book
 	Health  *health.Book
 	Perf    *perf.Book
+	Wires   *perf.Wires
 }
 
 // Assemble makes the deciders that c describes.
@@ -95,5 +96,6 @@ func Assemble(c Config) (Deps, error) {
 		KV:      kv.NewBook(c.Index),
 		Health:  health.New(c.Health),
 		Perf:    perf.NewBook(),
+		Wires:   &perf.Wires{},
 	}, nil
 }

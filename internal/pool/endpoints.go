@@ -77,6 +77,7 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 	b.deps.Perf.Add(slot, ev.Variant, ev.Step, e.limits)
 	b.deps.KV.SetCapacity(slot, e.limits.KVTokens)
 	b.deps.KV.SetLinks(slot, ev.Links)
+	b.deps.Wires.Add(slot, ev.Wire)
 	b.deps.KV.SetStore(slot, ev.Role == fleet.RoleStore)
 }
 
@@ -86,9 +87,16 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 func (b *Brain) drop(slot int, out []Action) []Action {
 	for _, r := range b.requests {
 		if r.slot == slot {
-			r.slot, r.job, r.cache = lost, perf.Job{}, kv.Ticket{}
+			r.slot, r.job, r.cache, r.prefill.owes = lost, perf.Job{}, kv.Ticket{}, false
+		}
+		if r.prefill.slot == slot {
+			r.prefill.slot, r.prefill.job, r.prefill.cache = lost, perf.Job{}, kv.Ticket{}
+		}
+		if r.prefill.from == slot {
+			r.prefill.from = route.NoSlot
 		}
 	}
+	b.deps.Wires.Remove(slot)
 	b.deps.KV.Remove(slot)
 	b.tellLeft(slot)
 	b.deps.Health.Remove(slot)
@@ -127,6 +135,7 @@ func (b *Brain) grow(n int) {
 	v.Cache = grown(v.Cache, n)
 	v.Adapter = grown(v.Adapter, n)
 	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
+	v.Connector, v.Wire, v.Asked = grown(v.Connector, n), grown(v.Wire, n), grown(v.Asked, n)
 	v.Gauges, v.SampleAge = grown(v.Gauges, n), grown(v.SampleAge, n)
 	b.plan.Score, b.shadow.plan.Score = grown(b.plan.Score, n), grown(b.shadow.plan.Score, n)
 	b.verdict = grown(b.verdict, n)

@@ -37,6 +37,10 @@ type Endpoint struct {
 	Variant  uint64      // endpoints of one variant are equals; 0 for those of which nothing is told
 	Step     perf.Step   // step time believed before any is measured; zero when unknown
 	Links    fleet.Links // how fast KV is believed to come from slower tiers; zero when unknown
+	// Wire is how fast KV is believed to leave for another endpoint of the same
+	// Connector; with the Connector 0 it cannot.
+	Wire      fleet.Link
+	Connector uint64
 }
 
 // KV tells what an endpoint's feed of KV events has to say. Changes are in the
@@ -103,6 +107,9 @@ type Leg struct {
 	// Committed says, with PhaseFailed, that the client has seen part of the
 	// answer, so that no other endpoint may start it again.
 	Committed bool
+	// Prefill says that it is of the leg that computes the prompt for the other: with
+	// PhaseDone or PhaseFailed.
+	Prefill bool
 }
 
 // Gone says that the client left before its answer ended.
@@ -127,7 +134,7 @@ type ActionKind uint8
 
 // The kinds of action.
 const (
-	Dispatch ActionKind = iota // send the request to Endpoint
+	Dispatch ActionKind = iota // send the request to Endpoint, with Prefill to that first
 	Cancel                     // stop the attempt at Endpoint and free what it holds
 	Refuse                     // answer the client with Refusal
 	Probe                      // ask whether Endpoint is fit; answer with Probed
@@ -147,6 +154,8 @@ type Action struct {
 	Attempt    int              // Dispatch, Cancel
 	Endpoint   fleet.EndpointID // Dispatch, Cancel, Probe, Fitness
 	Gen        fleet.Gen        // Dispatch, Cancel, Probe, Fitness
+	Prefill    fleet.EndpointID // Dispatch: computes the prompt for Endpoint; NoEndpoint when that does so itself
+	PrefillGen fleet.Gen        // Dispatch
 	Decision   *fleet.Decision  // Dispatch; valid until the next Step
 	Refusal    fleet.Refusal    // Refuse
 	RetryAfter time.Duration    // Refuse; 0 when coming back will not help

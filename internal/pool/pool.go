@@ -68,7 +68,20 @@ type request struct {
 	narrow   bool      // some endpoint could never serve it, when last judged
 	job      perf.Job  // its entry in the book of speeds while it is dispatched
 	cache    kv.Ticket // and in the book of caches
+	prefill  prefill
 	failure  fleet.Failure
+}
+
+// prefill is the leg of a request that computes its prompt for another endpoint.
+type prefill struct {
+	slot  int // NoSlot when there is none, or it is over
+	job   perf.Job
+	cache kv.Ticket
+	from  int          // where the prompt was computed; NoSlot unless its KV moves
+	moved fleet.Tokens // of it, those that move
+	ended fleet.Time   // when it was computed
+	alone bool         // nothing stood before it on the wire
+	owes  bool         // the endpoint that answers has been promised its context
 }
 
 // endpoint is one row of the endpoint table.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/route"
 )
 
 // writeRecord returns the record of the decision just made for r, valid until
@@ -22,6 +23,10 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	if b.shadow.plan.Chosen >= 0 && b.deps.Shadow != nil {
 		d.Shadow = b.view.ID[b.shadow.plan.Chosen]
 	}
+	if b.plan.Prefill != route.NoSlot {
+		d.Prefill = b.view.ID[b.plan.Prefill]
+	}
+	d.Whole, d.Split = b.planCost(&b.plan.Whole), b.planCost(&b.plan.Split)
 	present := 0
 	for i := range b.endpoints {
 		if b.endpoints[i].present {
@@ -41,6 +46,18 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 		d.Margin = d.Candidates[0].Score - d.Candidates[1].Score
 	}
 	return d
+}
+
+// planCost is an option as the record has it.
+func (b *Brain) planCost(o *route.Option) fleet.PlanCost {
+	c := fleet.PlanCost{TTFT: seconds(o.TTFT), Move: seconds(o.Move), Cost: o.Cost}
+	if o.Slot != route.NoSlot {
+		c.Endpoint = b.view.ID[o.Slot]
+	}
+	if o.Prefill != route.NoSlot {
+		c.Prefill = b.view.ID[o.Prefill]
+	}
+	return c
 }
 
 // rank returns the slots that the record shows, the best keep of those present.

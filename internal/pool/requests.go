@@ -9,6 +9,7 @@ import (
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/stat"
 )
 
@@ -44,8 +45,12 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 	if r == nil || r.slot == waiting || ev.Attempt != r.attempts {
 		return out // of an attempt that has been given up
 	}
+	if ev.Prefill {
+		return b.prefillLeg(r, ev, out)
+	}
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
+		b.arrived(r)
 		b.deps.KV.First(b.now, &r.cache, r.job.Fetched(b.now))
 		b.deps.Perf.First(b.now, &r.job)
 		if r.slot != lost && b.deps.Health.Alive(r.slot) {
@@ -106,6 +111,12 @@ func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
 	if slot != lost && ev.Failure.Blames() {
 		out = b.blame(slot, ev.Failure, out)
 	}
+	return b.again(r, ev, out)
+}
+
+// again makes another attempt of a request whose last one has failed, or gives it
+// up.
+func (b *Brain) again(r *request, ev *Leg, out []Action) []Action {
 	r.failure = ev.Failure
 	if !ev.Committed && ev.Failure.Retryable() && b.deps.Retries.Take(r.attempts) {
 		b.tally.Retried++
@@ -215,6 +226,7 @@ func (b *Brain) judge(r *request) int {
 			b.query.Candidates = append(b.query.Candidates, i)
 		}
 	}
+	b.judgePrefills(r)
 	return len(b.query.Candidates)
 }
 
@@ -300,25 +312,32 @@ func (b *Brain) untilProbe() time.Duration {
 // dispatches r there.
 func (b *Brain) place(r *request, out []Action) []Action {
 	b.look(r)
+	b.plan.Reset()
 	b.deps.Policy.Pick(&b.view, &b.query, b.rand, &b.plan)
 	slot := b.plan.Chosen
-	e := &b.endpoints[slot]
 	r.attempts++
 	b.consultShadow(slot)
 	r.slot = slot
 	record := b.writeRecord(r)
-	e.dispatched++
-	e.inFlight++
-	e.peak = max(e.peak, e.inFlight)
-	b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &b.view.Load[slot], &r.job)
-	p := r.prompt()
-	b.deps.KV.Sent(b.now, slot, &p, b.view.Cache[slot], &r.cache)
+	e := b.enlist(slot)
+	a := Action{
+		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
+	}
+	if p := b.plan.Prefill; p != route.NoSlot {
+		first := b.sendSplit(r, p)
+		a.Prefill, a.PrefillGen = first.Endpoint.Endpoint, first.Gen
+		if r.Adapter != fleet.NoAdapter {
+			first.adapters.Use(r.Adapter)
+		}
+	} else {
+		b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &b.view.Load[slot], &r.job)
+		p := r.prompt()
+		b.deps.KV.Sent(b.now, slot, &p, b.view.Cache[slot], &r.cache)
+	}
 	if r.Adapter != fleet.NoAdapter {
 		e.adapters.Use(r.Adapter)
 	}
-	return append(out, Action{
-		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
-	})
+	return append(out, a)
 }
 
 // look fills the view for r.
@@ -352,6 +371,8 @@ func (b *Brain) look(r *request) {
 		}
 		b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage, &v.Load[i])
 		v.Load[i].Fetch = v.Cache[i].Fetch
+		v.Connector[i] = e.Connector
+		v.Wire[i], v.Asked[i] = b.deps.Wires.Look(b.now, i)
 		v.Step[i] = *b.deps.Perf.StepAt(i)
 	}
 }
@@ -368,6 +389,7 @@ func (r *request) prompt() kv.Prompt {
 
 // release takes r off its endpoint.
 func (b *Brain) release(r *request) {
+	b.releasePrefill(r)
 	b.deps.Perf.Drop(b.now, &r.job)
 	b.deps.KV.Drop(&r.cache)
 	if r.slot >= 0 {
@@ -383,7 +405,7 @@ func (b *Brain) remember(ev *Arrive) *request {
 		r, b.free = b.free[n-1], b.free[:n-1]
 	}
 	chain, blocks := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...)
-	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0]}
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill()}
 	r.Chain, r.Blocks = chain, blocks
 	b.requests[ev.Req] = r
 	return r

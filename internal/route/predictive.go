@@ -59,6 +59,7 @@ func (p *predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 		out.Score[c] = -cost(v, q, c, reuse)
 	}
 	pickNear(q, r, out)
+	p.compare(v, q, reuse, out)
 }
 
 // bill is what a request is predicted to cost at one endpoint, in seconds.
@@ -82,7 +83,7 @@ func cost(v *View, q *Query, c int, reuse float64) float64 {
 	}
 	cached := min(v.Matched[c], q.Prompt)
 	uncached := max(q.Prompt-cached, 1)
-	b := bill{s: s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead)}
+	b := bill{s: s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead + l.Promised)}
 	b.ttft = s.FirstToken(l, cached, uncached) + s.PerPrompt*adapterCost(v.Adapter[c])
 	b.tpot = s.PerToken(l, q.Prompt, b.output)
 	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + reuse*fullness(v, c, uncached))

@@ -35,6 +35,10 @@ type View struct {
 
 	Step []perf.Step // believed step time; the zero Step where unknown
 	Load []perf.Load // what the request would meet there, by the ledger
+
+	Connector []uint64     // slots of the same one can exchange KV; 0 cannot
+	Wire      []fleet.Link // how fast KV leaves for another endpoint; zero where it cannot
+	Asked     []float64    // s until what is asked of that link already has left
 }
 
 // Query is what a policy may know of the request.
@@ -48,12 +52,38 @@ type Query struct {
 	Chain      []kv.Key     // of the prompt, for policies that keep an index of their own; not kept
 	KeyTokens  float64      // prompt tokens each key of Chain covers
 	Candidates []int        // eligible slots, ascending; never empty
+	// Prefills are the slots that can compute the prompt for another, ascending;
+	// empty when requests are not split.
+	Prefills []int
 }
 
 // Plan is the outcome of a Pick.
 type Plan struct {
-	Chosen int       // slot
+	Chosen int       // slot that answers
 	Score  []float64 // by slot, higher is better; set for candidates, NaN where the policy did not look
+	// Prefill is the slot that computes the prompt before, NoSlot when the chosen one
+	// does so itself.
+	Prefill int
+	// Whole and Split are the best of their kinds, where the policy has compared
+	// both.
+	Whole, Split Option
+}
+
+// NoSlot is the number of no slot.
+const NoSlot = -1
+
+// Option is one way to serve a request, and what it was predicted to cost.
+type Option struct {
+	Slot, Prefill int     // NoSlot where there is none
+	TTFT          float64 // s
+	Cost          float64 // s, of the request and of others; lower is better
+	Move          float64 // s, of TTFT, to move KV
+}
+
+// Reset makes p a plan of nothing, before a Pick.
+func (p *Plan) Reset() {
+	p.Chosen, p.Prefill = NoSlot, NoSlot
+	p.Whole, p.Split = Option{Slot: NoSlot, Prefill: NoSlot}, Option{Slot: NoSlot, Prefill: NoSlot}
 }
 
 // Policy picks one of the candidates. It may keep state of its own, must draw

@@ -183,7 +183,7 @@ func (r *run) boot(i int) error {
 		if !en.listed {
 			en.told++
 			en.listed = true
-			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links})
+			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector})
 		}
 		r.opened(m)
 	}
@@ -240,8 +240,13 @@ func (r *run) crash(k int) {
 		r.stop(en)
 		r.broke(m)
 		for _, id := range slices.Sorted(maps.Keys(en.has)) {
-			r.fail(r.requests.get(indexOf(id)), fleet.FailStream)
+			if q := r.requests.get(indexOf(id)); q.stage == stagePrefill {
+				r.failPrefill(q, fleet.FailConnect)
+			} else {
+				r.fail(q, fleet.FailStream)
+			}
 		}
+		r.breakLegs(m)
 		clear(en.has)
 	}
 	if r.engines[k].leaving {
@@ -268,7 +273,7 @@ func (r *run) remove(k int) {
 		r.engines[m].leaving = true
 		rep := &r.c.Replicas[m]
 		r.tell(&pool.Endpoint{
-			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links,
+			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector,
 		})
 	}
 	r.leave(k, r.now)

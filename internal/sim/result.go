@@ -14,7 +14,9 @@ import (
 type Result struct {
 	Arrived, Done, Failed, Refused int
 	Retries                        int
-	Good                           int // done within the targets
+	Splits                         int   // dispatches in two legs
+	MovedTokens                    int64 // between replicas
+	Good                           int   // done within the targets
 	TTFT, TPOT, E2E                stat.Hist
 	TTFTError, TPOTError           stat.Hist // |predicted/measured - 1| of what was predicted at dispatch, in millionths
 	PromptTokens, CachedTokens     int64     // of requests that had a first token
@@ -42,6 +44,9 @@ func newResult(replicas int) *Result {
 func (res *Result) firstToken(q *request, o enginesim.Output) {
 	res.TTFT.Observe(int64(q.first.Sub(q.start)))
 	predicted(&res.TTFTError, q.ttft, q.first.Sub(q.sent))
+	if q.stage == stageAnswer {
+		return // its prompt was counted where it was computed
+	}
 	res.PromptTokens += int64(q.Input)
 	res.CachedTokens += int64(o.Cached)
 	res.CachedCPU += int64(o.FromCPU)

@@ -24,8 +24,13 @@ type Replica struct {
 	Limits  fleet.Limits      // KVTokens, MaxSeqs and BudgetTokens must be set
 	Variant uint64            // replicas of one variant are believed to be equals
 	Step    perf.Step         // belief before anything is measured, zero for none
-	Offload enginesim.Offload // memory below the GPU's
-	Links   fleet.Links       // belief of how fast KV comes from there
+	Role    fleet.Role
+	// Connector is the same, and above 0, for replicas that can exchange KV.
+	Connector uint64
+	Wire      Wire              // its truth, which must be set beside a Connector
+	Leaves    fleet.Link        // belief of it
+	Offload   enginesim.Offload // memory below the GPU's
+	Links     fleet.Links       // belief of how fast KV comes from there
 	// Set above 0 names the lockstep set whose rank this replica is. Its ranks
 	// share a clock, and die and start together.
 	Set int
@@ -71,6 +76,9 @@ func (c Config) Validate() error {
 		if r.Physics == nil || r.Limits.KVTokens < 1 || r.Limits.MaxSeqs < 1 || r.Limits.BudgetTokens < 1 {
 			errs = append(errs, fmt.Errorf("replicas[%d]: physics, KV tokens, sequences and budget must be set", i))
 		}
+		if r.Connector != 0 && !(r.Wire.Bandwidth > 0 && r.Wire.KVBytes > 0 && r.Wire.Latency >= 0) {
+			errs = append(errs, fmt.Errorf("replicas[%d].wire: bandwidth and bytes must be above 0 where there is a connector", i))
+		}
 	}
 	if c.Scrape < 0 || c.Hop < 0 || c.Pause < 0 || c.Timeout < 0 {
 		errs = append(errs, errors.New("scrape, hop, pause and timeout must not be negative"))
@@ -91,6 +99,7 @@ const (
 	kindReady
 	kindEngine
 	kindLetter
+	kindMoved
 	kindLeg
 	kindGone
 	kindArrival
@@ -150,6 +159,7 @@ type engine struct {
 	has               map[fleet.ReqID]struct{}
 	lost              uint64 // preemptions of processes that are gone
 	events            publisher
+	wireFree          fleet.Time // when what has been asked of its link will have left
 }
 
 // Run simulates a load to its end. Equal configurations and loads give equal
@@ -242,6 +252,8 @@ func (r *run) happen(e event) error {
 		r.giveUp(e.what)
 	case kindLetter:
 		r.deliver(e.what)
+	case kindMoved:
+		r.moved(e.what)
 	case kindAudit:
 		r.audit()
 	}

@@ -16,7 +16,9 @@ type request struct {
 	sent    fleet.Time // when it was last dispatched
 	first   fleet.Time // when the client saw its first token; 0 before
 	attempt int
-	replica int           // of the last dispatch
+	replica int // of the last dispatch: the one that answers
+	prefill int // the one that computes the prompt for it and holds its KV; noReplica for none
+	stage   int
 	cached  fleet.Tokens  // prompt tokens that the engine had
 	ttft    time.Duration // predicted at its last dispatch; 0 unknown
 	tpot    time.Duration
@@ -42,7 +44,7 @@ func (t *table) add() *request {
 	if n := len(t.spare); n > 0 {
 		q, t.spare = t.spare[n-1], t.spare[:n-1]
 	}
-	q.index = t.taken
+	q.index, q.prefill = t.taken, noReplica
 	t.rows[t.taken] = q
 	t.taken++
 	return q

@@ -11,6 +11,10 @@ import (
 func (r *run) act(g int, a *pool.Action) {
 	switch a.Kind {
 	case pool.Dispatch:
+		if q := r.requests.get(indexOf(a.Req)); a.Prefill != fleet.NoEndpoint {
+			r.dispatchSplit(q, int(a.Prefill)-1, int(a.Endpoint)-1, a.Attempt, a.Decision)
+			break
+		}
 		r.dispatch(r.requests.get(indexOf(a.Req)), int(a.Endpoint)-1, a.Attempt, a.Decision)
 	case pool.Refuse:
 		if q := r.requests.get(indexOf(a.Req)); q != nil {
@@ -24,7 +28,7 @@ func (r *run) act(g int, a *pool.Action) {
 
 // dispatch sends a request to replica k.
 func (r *run) dispatch(q *request, k, attempt int, d *fleet.Decision) {
-	q.replica = k
+	q.replica, q.stage = k, stageWhole
 	q.attempt, q.sent, q.ttft, q.tpot = attempt, r.now, d.Candidates[0].TTFT, d.Candidates[0].TPOT
 	if attempt > 1 {
 		r.res.Retries++
@@ -113,10 +117,19 @@ func (r *run) collect(k int, until fleet.Time) {
 // hear of it one hop later.
 func (r *run) report(k int, o enginesim.Output) {
 	en, q := r.engines[k], r.requests.get(indexOf(o.Req))
+	if q.stage == stagePrefill {
+		r.prefillDone(q, k, o)
+		if en.leaving {
+			r.leave(k, o.At)
+		}
+		return
+	}
 	seen := o.At.Add(r.c.Hop)
 	leg := pool.Leg{Req: o.Req, Attempt: q.attempt}
 	if o.First {
-		q.first, q.cached = max(seen, 1), o.Cached
+		if q.first = max(seen, 1); q.stage == stageWhole {
+			q.cached = o.Cached
+		}
 		r.res.firstToken(q, o)
 		leg.Phase = fleet.PhaseFirstToken
 		r.heap.push(event{at: max(seen, r.now), kind: kindLeg, what: q.gateway, leg: leg})
@@ -126,7 +139,7 @@ func (r *run) report(k int, o enginesim.Output) {
 	}
 	delete(en.has, o.Req)
 	leg.Phase = fleet.PhaseDone
-	leg.Usage = fleet.Usage{Known: true, Prompt: fleet.Tokens(q.Input), Cached: o.Cached, Output: fleet.Tokens(q.Output)}
+	leg.Usage = fleet.Usage{Known: true, Prompt: fleet.Tokens(q.Input), Cached: q.cached, Output: fleet.Tokens(q.Output)}
 	r.heap.push(event{at: max(seen, r.now), kind: kindLeg, what: q.gateway, leg: leg})
 	r.res.done(q, seen, r.c.Targets)
 	q.done = true
@@ -161,18 +174,23 @@ func (r *run) giveUp(i int) {
 	if q == nil {
 		return
 	}
+	if q.stage == stageMove {
+		r.release(q)
+	}
 	if q.attempt > 0 {
-		en := r.engines[q.replica]
+		en := r.engines[q.at()]
 		if _, has := en.has[reqID(i)]; has {
-			r.collect(q.replica, r.now)
-			if r.requests.get(i) == nil { // it has just come
+			k := q.at()
+			r.collect(k, r.now)
+			if r.requests.get(i) == nil || q.at() != k { // it has just come, or moved on
+				r.giveUp(i)
 				return
 			}
 			en.Abort(r.now, reqID(i))
 			delete(en.has, reqID(i))
-			r.collect(q.replica, r.now)
+			r.collect(k, r.now)
 			if en.leaving {
-				r.leave(q.replica, r.now)
+				r.leave(k, r.now)
 			}
 		}
 	}

@@ -1,0 +1,155 @@
+package pool
+
+import (
+	"slices"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/kv"
+	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/route"
+)
+
+// A split request has two legs: one endpoint computes its prompt, another takes
+// over the KV and answers. Both are held from the dispatch on; the second leg
+// begins when the first has ended, or with it, as the engines want it. Whatever
+// goes wrong with the first is an attempt that failed, and the next plan is made
+// as if it were the first: elsewhere, or whole.
+
+// judgePrefills finds the slots that can compute r's prompt for another.
+func (b *Brain) judgePrefills(r *request) {
+	b.query.Prefills = b.query.Prefills[:0]
+	if r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 {
+		return
+	}
+	for i := range b.endpoints {
+		if e := &b.endpoints[i]; e.present && e.Connector != 0 && b.canPrefill(i, e, r) {
+			b.query.Prefills = append(b.query.Prefills, i)
+		}
+	}
+}
+
+func (b *Brain) canPrefill(slot int, e *endpoint, r *request) bool {
+	state := b.deps.Health.State(slot)
+	return e.Role.Prefills() && e.Change != EndpointDrain && !b.lacks(e, r) && !e.tooSmall(r) &&
+		!slices.Contains(r.tried, e.Endpoint.Endpoint) && state != health.Ejected && (state != health.Trial || e.inFlight == 0) &&
+		!b.config.Room.Full(e.inFlight, e.limits.MaxSeqs)
+}
+
+// enlist counts one more request at a slot.
+func (b *Brain) enlist(slot int) *endpoint {
+	e := &b.endpoints[slot]
+	e.dispatched++
+	e.inFlight++
+	e.peak = max(e.peak, e.inFlight)
+	return e
+}
+
+// sendSplit has r's prompt computed at slot p for r.slot, which is told what is to
+// come.
+func (b *Brain) sendSplit(r *request, p int) *endpoint {
+	prompt := r.prompt()
+	r.prefill = prefill{slot: p, from: p, owes: true}
+	b.deps.Perf.Promise(r.slot, r.Prompt)
+	b.deps.Perf.Sent(b.now, p, r.ask(), b.view.Matched[p], &b.view.Load[p], &r.prefill.job)
+	b.deps.KV.Sent(b.now, p, &prompt, b.view.Cache[p], &r.prefill.cache)
+	return b.enlist(p)
+}
+
+// prefillLeg takes what is reported of the first leg.
+func (b *Brain) prefillLeg(r *request, ev *Leg, out []Action) []Action {
+	if r.prefill.slot == route.NoSlot {
+		return out
+	}
+	switch ev.Phase {
+	case fleet.PhaseDone:
+		return b.prefilled(r, ev, out)
+	case fleet.PhaseFailed:
+		return b.prefillFailed(r, ev, out)
+	}
+	return out
+}
+
+// prefilled closes the first leg: the KV is on its way.
+func (b *Brain) prefilled(r *request, ev *Leg, out []Action) []Action {
+	l := &r.prefill
+	if l.slot != lost {
+		if b.deps.Health.Success(b.now, l.slot) {
+			out = b.tellFitness(l.slot, fleet.FailNone, out)
+		}
+		prompt := r.prompt()
+		told := ev.Usage
+		told.Output = 0
+		b.deps.KV.Done(b.now, &l.cache, &prompt, uint64(r.Req), told)
+		b.deps.Perf.Prefilled(b.now, &l.job, ev.Usage)
+		b.endpoints[l.slot].inFlight--
+	}
+	l.slot, l.ended = route.NoSlot, b.now
+	b.redeem(r)
+	if r.slot != lost {
+		b.move(r)
+	}
+	return b.pump(out)
+}
+
+// move notes that the KV of r's prompt goes to where r is answered.
+func (b *Brain) move(r *request) {
+	l := &r.prefill
+	b.look(r)
+	load := b.view.Load[r.slot]
+	if l.from != route.NoSlot {
+		link, queue := b.deps.Wires.Look(b.now, l.from)
+		l.moved, l.alone = r.Prompt-b.view.Matched[r.slot], queue == 0
+		load.Fetch = seconds(link.Latency + queue + link.PerToken*float64(l.moved))
+		b.deps.Wires.Sent(b.now, l.from, l.moved)
+	}
+	b.deps.Perf.Sent(b.now, r.slot, r.ask(), r.Prompt-1, &load, &r.job)
+	prompt := r.prompt()
+	b.deps.KV.Moved(b.now, r.slot, &prompt)
+}
+
+// arrived learns from the first token of a request whose KV was moved.
+func (b *Brain) arrived(r *request) {
+	if l := &r.prefill; l.from != route.NoSlot && l.alone && l.ended != 0 {
+		b.deps.Wires.Took(l.from, l.moved, r.job.Fetched(b.now))
+	}
+}
+
+// prefillFailed ends an attempt whose first leg has failed.
+func (b *Brain) prefillFailed(r *request, ev *Leg, out []Action) []Action {
+	slot := r.prefill.slot
+	if slot != lost {
+		e := &b.endpoints[slot]
+		e.failed++
+		r.tried = append(r.tried, e.Endpoint.Endpoint)
+	}
+	b.release(r)
+	if slot != lost && ev.Failure.Blames() {
+		out = b.blame(slot, ev.Failure, out)
+	}
+	return b.again(r, ev, out)
+}
+
+// redeem takes back what the endpoint that answers was promised.
+func (b *Brain) redeem(r *request) {
+	if r.prefill.owes && r.slot >= 0 {
+		b.deps.Perf.Redeem(r.slot, r.Prompt)
+	}
+	r.prefill.owes = false
+}
+
+// releasePrefill takes r off the endpoint that computes its prompt.
+func (b *Brain) releasePrefill(r *request) {
+	l := &r.prefill
+	b.redeem(r)
+	b.deps.Perf.Drop(b.now, &l.job)
+	b.deps.KV.Drop(&l.cache)
+	if l.slot >= 0 {
+		b.endpoints[l.slot].inFlight--
+	}
+	r.prefill = noPrefill()
+}
+
+func noPrefill() prefill {
+	return prefill{slot: route.NoSlot, from: route.NoSlot, job: perf.Job{}, cache: kv.Ticket{}}
+}
