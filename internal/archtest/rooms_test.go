@@ -17,7 +17,7 @@ type room struct {
 // groups are names for rooms in the may column.
 var groups = map[string]string{
 	"@nouns": "fleet stat",
-	"@facts": "api catalog token perf kv health tenant journal workload",
+	"@facts": "api catalog token perf kv health tenant exchange journal workload",
 	"@rules": "route flow group",
 	// What every shell may see: all that is pure but the simulated engines, whose
 	// physics is the truth that a brain must learn rather than read.
@@ -37,6 +37,7 @@ var rooms = map[string]room{
 	"kv":       {pure: true, may: "@nouns", libs: "github.com/cespare/xxhash/v2"},
 	"health":   {pure: true, may: "@nouns"},
 	"tenant":   {pure: true, may: "@nouns"},
+	"exchange": {pure: true, may: "@nouns", why: "gateway and simulator judge pairs and charge links with the same code; who speaks with engines is transfer"},
 	"journal":  {pure: true, may: "@nouns", why: "the journal is bytes; what they mean belongs to who writes them"},
 	"workload": {pure: true, may: "@nouns", libs: "sigs.k8s.io/yaml", why: "requests are made without knowing who will serve them"},
 
@@ -56,6 +57,7 @@ var rooms = map[string]room{
 	"gateway":       {may: "@pure engine engine/tokens live", why: "the front must not know whether engines are simulated"},
 	"epp":           {may: "@pure engine live", why: "the front must not know whether engines are simulated"},
 	"control":       {may: "@pure engine engine/kvfeed live"},
+	"keep":          {may: "@pure gateway engine live", why: "what is kept cached is sent again as the front put it to the engines"},
 	"batch":         {may: "@pure gateway live"},
 	"transfer":      {may: "@pure"},
 	"discovery":     {may: "@pure engine", why: "to find an endpoint is to ask a server what it serves"},
