@@ -46,6 +46,15 @@ func (s Step) Scale(factor float64) Step {
 	}
 }
 
+// Plus adds the times of two steps, of models that touch as many experts.
+func (s Step) Plus(o Step) Step {
+	return Step{
+		Base: s.Base + o.Base, PerSeq: s.PerSeq + o.PerSeq, PerKV: s.PerKV + o.PerKV, PerPrompt: s.PerPrompt + o.PerPrompt,
+		PerPair: s.PerPair + o.PerPair, Experts: s.Experts + o.Experts, Touch: max(s.Touch, o.Touch),
+		PerRequest: s.PerRequest + o.PerRequest, Shadow: max(s.Shadow, o.Shadow),
+	}
+}
+
 // Work is what one step computes.
 type Work struct {
 	Seqs   float64 // sequences that decode a token each (n)

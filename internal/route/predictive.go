@@ -27,6 +27,8 @@ import (
 // docs/decisions/0014-predictive.md has what was tried and measured.
 type predictive struct {
 	asked, found float64 // prompt tokens, and those that some endpoint had cached, fading
+	lean         lean
+	whole, first []int // scratch
 }
 
 const (
@@ -55,12 +57,47 @@ func (p *predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 	p.asked += (float64(q.Prompt) - p.asked) / reuseMemory
 	p.found += (float64(min(best, q.Prompt)) - p.found) / reuseMemory
 	reuse := min(p.found/max(p.asked-p.found, 1), mostReuse)
+	if len(q.Prefills) > 0 {
+		p.pickEither(v, q, reuse, best, r, out)
+		return
+	}
+	p.pickWhole(v, q, reuse, r, out)
+}
+
+// pickWhole picks the candidate that serves the request whole at the least cost.
+func (p *predictive) pickWhole(v *View, q *Query, reuse float64, r *stat.Rand, out *Plan) {
 	for _, c := range q.Candidates {
 		out.Score[c] = -cost(v, q, c, reuse)
 	}
 	pickNear(q, r, out)
-	p.compare(v, q, reuse, out)
 }
+
+// pickEither picks the best way to serve the request, whole or split, of which some
+// endpoint has best tokens cached.
+func (p *predictive) pickEither(v *View, q *Query, reuse float64, best fleet.Tokens, r *stat.Rand, out *Plan) {
+	p.lean.note(q, best)
+	p.lean.think(v, q)
+	for _, c := range q.Candidates {
+		out.Score[c] = math.NaN()
+	}
+	part := *q
+	part.Candidates = p.lean.answering(q, p.whole)
+	part.Prefills = p.lean.computing(q, p.first)
+	p.whole, p.first = room(p.whole, part.Candidates, q.Candidates), room(p.first, part.Prefills, q.Prefills)
+	p.pickWhole(v, &part, reuse, r, out)
+	p.compare(v, &part, reuse, out)
+}
+
+// room returns the scratch memory that used lies in, unless that is given.
+func room(scratch, used, given []int) []int {
+	if len(used) > 0 && len(given) > 0 && &used[0] == &given[0] {
+		return scratch
+	}
+	return used[:0]
+}
+
+// Leave implements Leaver.
+func (p *predictive) Leave(slot int) { p.lean.leave(slot) }
 
 // bill is what a request is predicted to cost at one endpoint, in seconds.
 type bill struct {

@@ -1,0 +1,85 @@
+package perf
+
+import "math"
+
+// Stream is a load as sizing sees it: means.
+type Stream struct {
+	Rate     float64 // requests per second
+	Prompt   float64 // tokens
+	Uncached float64 // tokens of the prompt to compute
+	Output   float64 // tokens
+}
+
+// Served is how a load is predicted to be served on average, in seconds; all +Inf
+// where it cannot be.
+type Served struct{ TTFT, TPOT, E2E float64 }
+
+var unserved = Served{math.Inf(1), math.Inf(1), math.Inf(1)}
+
+const (
+	// sizingRounds is in how many rounds the number of decoding sequences and the time
+	// of their steps, which determine each other, are found.
+	sizingRounds = 24
+
+	// sizingBusy is the share of its time that an endpoint may be busy with prompts:
+	// beyond it queues have no mean.
+	sizingBusy = 0.92
+)
+
+// prompt is what computing the mix's mean prompt takes, in seconds.
+func (s *Step) prompt(m *Stream) float64 {
+	cached := m.Prompt - m.Uncached
+	return s.PerPrompt*m.Uncached + s.PerPair*m.Uncached*(cached+m.Uncached/2)
+}
+
+// decoding returns the time of a step and the number of sequences in it where so
+// many answers per second are decoded, while prompts take a share of the time;
+// false where the cache cannot hold them.
+func (s *Step) decoding(m *Stream, rate, share, kvTokens float64) (step, seqs float64, ok bool) {
+	context := m.Prompt + m.Output/2
+	for range sizingRounds {
+		step = s.time(&Work{Seqs: seqs, KV: seqs * context})
+		seqs = rate * m.Output * step / (1 - share)
+		if kvTokens > 0 && seqs*context > kvTokens {
+			return 0, 0, false
+		}
+	}
+	return step, seqs, true
+}
+
+// Whole predicts how a mix is served by endpoints of which each computes the
+// prompts that it answers; kvTokens is the KV cache of each, 0 unknown. Prompts
+// come as they like (M/D/1).
+func (s *Step) Whole(m Stream, endpoints, kvTokens float64) Served {
+	rate, work := m.Rate/endpoints, s.prompt(&m)
+	busy := rate * work
+	if busy > sizingBusy {
+		return unserved
+	}
+	step, _, ok := s.decoding(&m, rate, busy, kvTokens)
+	if !ok {
+		return unserved
+	}
+	out := Served{TTFT: s.PerRequest + step/2 + work + busy*work/(2*(1-busy)), TPOT: step / (1 - busy)}
+	// A prompt is computed in steps that also decode.
+	out.TTFT += step
+	out.E2E = out.TTFT + m.Output*out.TPOT
+	return out
+}
+
+// Split predicts how a mix is served where some endpoints compute prompts and
+// others, whose step is by, answer; moving the KV takes move seconds.
+func (s *Step) Split(m Stream, prefills, decodes float64, by *Step, move, kvTokens float64) Served {
+	work := s.prompt(&m) + s.Base
+	busy := m.Rate / prefills * work
+	if busy > sizingBusy {
+		return unserved
+	}
+	step, _, ok := by.decoding(&m, m.Rate/decodes, 0, kvTokens)
+	if !ok {
+		return unserved
+	}
+	out := Served{TTFT: s.PerRequest + by.PerRequest + work + busy*work/(2*(1-busy)) + move + 1.5*step, TPOT: step}
+	out.E2E = out.TTFT + m.Output*out.TPOT
+	return out
+}

@@ -1,0 +1,182 @@
+package route
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/perf"
+)
+
+// lean decides which of the endpoints that can do both lean to computing prompts
+// for the others. One request alone gains nothing from being split among endpoints
+// that all decode: only where some are left free of decoding, and others free of
+// prompts, do both go faster, so it is decided for the load as a whole. Endpoints
+// are taken in order of their ids, so that gateways that see the same lean alike.
+type lean struct {
+	rate     float64 // requests per second, fading
+	mix      perf.Stream
+	seen     int
+	began    fleet.Time // of the first request
+	last     fleet.Time // of the latest
+	due      fleet.Time // when to think again
+	prefills int        // how many lean to prompts
+	is       []bool     // by slot
+	group    []int      // scratch
+}
+
+const (
+	// leanWindow is over how long arrivals are counted, and leanMemory over how many
+	// requests lengths are averaged.
+	leanWindow = 30 * time.Second
+	leanMemory = 200
+
+	// leanFew is how many requests must have been seen before anything leans.
+	leanFew = 50
+
+	// leanEvery is the time between two thoughts: answers that an endpoint has still
+	// to decode when it begins to lean take seconds to end.
+	leanEvery = 10 * time.Second
+
+	// leanGain is by what share the mean time of a request must be shorter for the
+	// endpoints to lean otherwise.
+	leanGain = 0.15
+)
+
+// note counts a request of which so much is cached where it would go.
+func (l *lean) note(q *Query, cached fleet.Tokens) {
+	if l.seen == 0 {
+		l.began, l.last = q.Now, q.Now
+	}
+	dt := q.Now.Sub(l.last).Seconds()
+	l.last = q.Now
+	l.rate = l.rate*math.Exp(-dt/leanWindow.Seconds()) + 1/leanWindow.Seconds()
+	l.seen++
+	weight := max(1/float64(l.seen), 1.0/leanMemory)
+	l.mix.Prompt += weight * (float64(q.Prompt) - l.mix.Prompt)
+	l.mix.Uncached += weight * (float64(max(q.Prompt-cached, 1)) - l.mix.Uncached)
+	l.mix.Output += weight * (float64(max(q.Output, 1)) - l.mix.Output)
+}
+
+// think deals the endpoints anew when it is time to.
+func (l *lean) think(v *View, q *Query) {
+	for len(l.is) < len(v.ID) {
+		l.is = append(l.is, false)
+	}
+	if len(q.Prefills) < 2 || q.Now < l.due || l.seen < leanFew {
+		return
+	}
+	l.due = q.Now.Add(leanEvery)
+	l.group = l.group[:0]
+	for _, c := range q.Candidates {
+		if contains(q.Prefills, c) && v.Connector[c] == v.Connector[q.Prefills[0]] && v.Step[c].Known() {
+			l.group = append(l.group, c)
+		}
+	}
+	if len(l.group) != len(q.Prefills) {
+		return // roles are dealt by configuration, or some are not there: as it was
+	}
+	slices.SortFunc(l.group, func(a, b int) int { return cmp.Compare(v.ID[a], v.ID[b]) })
+	l.deal(v, q)
+}
+
+func contains(slots []int, c int) bool {
+	for _, s := range slots {
+		if s == c {
+			return true
+		}
+	}
+	return false
+}
+
+// deal decides how many lean, and which.
+func (l *lean) deal(v *View, q *Query) {
+	m := l.mix
+	// What fades over a window stands for less while the window is not yet full.
+	m.Rate = l.rate / -math.Expm1(-max(q.Now.Sub(l.began), time.Second).Seconds()/leanWindow.Seconds())
+	n := len(l.group)
+	step, kvTokens, move := l.typical(v, m.Prompt)
+	now := l.cost(&step, m, l.prefills, n, kvTokens, move, q.SLO)
+	best, at := now, l.prefills
+	for x := range n {
+		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO); c < best*(1-leanGain) || math.IsInf(best, 1) && !math.IsInf(c, 1) {
+			best, at = c, x
+		}
+	}
+	l.prefills = at
+	clear(l.is)
+	for _, c := range l.group[:at] {
+		l.is[c] = true
+	}
+}
+
+// typical is the mean of the group: its step, its cache, and what moving a prompt
+// of so many tokens takes, in seconds.
+func (l *lean) typical(v *View, prompt float64) (step perf.Step, kvTokens, move float64) {
+	n := float64(len(l.group))
+	for _, c := range l.group {
+		step = step.Plus(v.Step[c].Scale(1 / n))
+		kvTokens += float64(v.KVTokens[c]) / n
+		move += (v.Wire[c].Latency + v.Wire[c].PerToken*prompt) / n
+	}
+	return step, kvTokens, move
+}
+
+// cost is the mean time of a request where x of n endpoints lean, longer by how far
+// it misses its SLO.
+func (l *lean) cost(step *perf.Step, m perf.Stream, x, n int, kvTokens, move float64, slo fleet.SLO) float64 {
+	s := step.Whole(m, float64(n), kvTokens)
+	if x > 0 {
+		s = step.Split(m, float64(x), float64(n-x), step, move, kvTokens)
+	}
+	cost := s.E2E
+	if slo.TTFT > 0 {
+		cost *= 1 + max(s.TTFT/slo.TTFT.Seconds()-1, 0)
+	}
+	if slo.TPOT > 0 {
+		cost *= 1 + max(s.TPOT/slo.TPOT.Seconds()-1, 0)
+	}
+	return cost
+}
+
+// answering returns the candidates that do not lean to prompts; all where there
+// are no others.
+func (l *lean) answering(q *Query, dst []int) []int {
+	if l.prefills == 0 {
+		return q.Candidates
+	}
+	dst = dst[:0]
+	for _, c := range q.Candidates {
+		if c >= len(l.is) || !l.is[c] {
+			dst = append(dst, c)
+		}
+	}
+	if len(dst) == 0 {
+		return q.Candidates
+	}
+	return dst
+}
+
+// computing returns the prefill slots that lean so, or can do nothing else; all
+// where there are none.
+func (l *lean) computing(q *Query, dst []int) []int {
+	dst = dst[:0]
+	for _, c := range q.Prefills {
+		if c < len(l.is) && l.is[c] || !contains(q.Candidates, c) {
+			dst = append(dst, c)
+		}
+	}
+	if len(dst) == 0 {
+		return q.Prefills
+	}
+	return dst
+}
+
+// leave forgets a slot whose endpoint is another.
+func (l *lean) leave(slot int) {
+	if slot < len(l.is) {
+		l.is[slot] = false
+	}
+}
