@@ -285,6 +285,11 @@ func (b *Book) Promise(i int, context fleet.Tokens) {
 	b.slots[i].coming += context
 }
 
+// Promised returns how many promises stand for a slot, and of how much context.
+func (b *Book) Promised(i int) (requests int, context fleet.Tokens) {
+	return b.slots[i].promised, b.slots[i].coming
+}
+
 // Redeem takes back a Promise of as many tokens.
 func (b *Book) Redeem(i int, context fleet.Tokens) {
 	b.slots[i].promised--

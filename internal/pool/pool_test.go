@@ -35,6 +35,8 @@ type machine struct {
 	now     fleet.Time
 	next    fleet.ReqID
 	flights map[fleet.ReqID]int // request -> attempt under way; 0 while it waits
+	first   map[fleet.ReqID]int // request -> attempt whose prompt is being computed elsewhere
+	splits  int
 	probes  []Action
 	out     []Action
 }
@@ -51,6 +53,13 @@ func (m *machine) step(t *rapid.T, ev Event) {
 				t.Fatalf("request %d dispatched after its end", a.Req)
 			}
 			m.flights[a.Req] = a.Attempt
+			if delete(m.first, a.Req); a.Prefill != fleet.NoEndpoint {
+				if a.Prefill == a.Endpoint || a.Decision.Prefill != a.Prefill {
+					t.Fatalf("request %d: prompt at %d, answer at %d, recorded %d", a.Req, a.Prefill, a.Endpoint, a.Decision.Prefill)
+				}
+				m.first[a.Req] = a.Attempt
+				m.splits++
+			}
 			if a.Decision.Chosen != a.Endpoint || a.Decision.Candidates[0].Endpoint != a.Endpoint {
 				t.Fatalf("decision record does not start with the chosen: %+v", a.Decision)
 			}
@@ -139,7 +148,7 @@ func TestBrainKeepsItsLaws(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}}
+		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}, first: map[fleet.ReqID]int{}}
 		t.Repeat(m.moves())
 		m.drain(t)
 		if err := jw.Flush(); err != nil {
@@ -160,6 +169,49 @@ func TestBrainKeepsItsLaws(t *testing.T) {
 	})
 }
 
+// splitAlways has every request served by two endpoints, if there are two.
+type splitAlways struct{}
+
+// Pick implements route.Policy.
+func (splitAlways) Pick(v *route.View, q *route.Query, r *stat.Rand, p *route.Plan) {
+	p.Chosen = q.Candidates[r.IntN(len(q.Candidates))]
+	for _, c := range q.Candidates {
+		p.Score[c] = 0
+	}
+	for _, c := range q.Prefills {
+		if c != p.Chosen && v.Connector[c] == v.Connector[p.Chosen] {
+			p.Prefill = c
+		}
+	}
+}
+
+// TestSplitsKeepTheLaws is TestBrainKeepsItsLaws where requests have two legs.
+func TestSplitsKeepTheLaws(t *testing.T) {
+	splits := 0
+	rapid.Check(t, func(t *rapid.T) {
+		c := Default()
+		c.Room.MaxInFlight = rapid.IntRange(1, 6).Draw(t, "inflight")
+		c.Queue.MaxRequests = rapid.IntRange(0, 3).Draw(t, "queue")
+		c.Retry.Burst = 2
+		d, err := Assemble(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Policy = splitAlways{}
+		rec, err := NewRecorder(journal.NewWriter(io.Discard), c, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}, first: map[fleet.ReqID]int{}}
+		t.Repeat(m.moves())
+		m.drain(t)
+		splits += m.splits
+	})
+	if splits < 10 {
+		t.Errorf("%d requests were split in all", splits)
+	}
+}
+
 func (m *machine) moves() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"arrive": func(t *rapid.T) {
@@ -168,6 +220,7 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			m.step(t, &Arrive{
 				Req: m.next, Prompt: fleet.Tokens(rapid.IntRange(1, 5000).Draw(t, "prompt")),
 				Chain: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "chain")), KeyTokens: 64,
+				Blocks: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "blocks")),
 				Terms:  fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
 				Silent: rapid.Bool().Draw(t, "silent"), Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
 				Adapter: fleet.Adapter(max(rapid.IntRange(-3, 3).Draw(t, "lora"), 0)),
@@ -201,6 +254,32 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			}
 			m.step(t, l)
 		},
+		"first leg": func(t *rapid.T) {
+			id, a, ok := m.anyFlight(t, true)
+			if !ok || m.first[id] != a {
+				t.Skip()
+			}
+			l := &Leg{Req: id, Attempt: a, Prefill: true, Phase: fleet.PhaseDone, Usage: fleet.Usage{Known: rapid.Bool().Draw(t, "told"), Prompt: 500, Cached: 100, Output: 1}}
+			if delete(m.first, id); rapid.Bool().Draw(t, "fails") {
+				l.Phase, l.Failure = fleet.PhaseFailed, fleet.Failure(rapid.IntRange(int(fleet.FailConnect), int(fleet.FailClient)).Draw(t, "failure"))
+				if m.flights[id] = 0; l.Failure == fleet.FailClient {
+					delete(m.flights, id)
+				}
+			}
+			m.step(t, l)
+		},
+		"kv": func(t *rapid.T) {
+			m.step(t, &KV{
+				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")),
+				Update: kv.Update{
+					State: kv.FeedState(rapid.IntRange(0, 5).Draw(t, "state")), Whole: rapid.Bool().Draw(t, "whole"), Ended: rapid.IntRange(0, 5).Draw(t, "ended") == 0,
+					Changes: []kv.Change{{
+						Kind: kv.ChangeKind(rapid.IntRange(int(kv.ChangeStore), int(kv.ChangeClear)).Draw(t, "kind")), Tier: kv.Tier(rapid.IntRange(0, 4).Draw(t, "tier")),
+						Keys: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 1, 6, -1).Draw(t, "keys")),
+					}},
+				},
+			})
+		},
 		"client leaves": func(t *rapid.T) {
 			id, _, ok := m.anyFlight(t, rapid.Bool().Draw(t, "dispatched"))
 			if !ok {
@@ -219,7 +298,10 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				Variant: uint64(rapid.IntRange(0, 2).Draw(t, "variant")), Step: rapid.SampledFrom(steps).Draw(t, "step"),
 				Limits:   fleet.Limits{KVTokens: fleet.Tokens(rapid.SampledFrom([]int{0, 1000, 300_000}).Draw(t, "kv"))},
 				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")),
-				Change: rapid.SampledFrom([]Change{EndpointUp, EndpointUp, EndpointDrain, EndpointGone}).Draw(t, "change"),
+				Change:    rapid.SampledFrom([]Change{EndpointUp, EndpointUp, EndpointDrain, EndpointGone}).Draw(t, "change"),
+				Role:      rapid.SampledFrom([]fleet.Role{fleet.RoleBoth, fleet.RoleBoth, fleet.RoleDecode, fleet.RolePrefill, fleet.RoleStore}).Draw(t, "role"),
+				Connector: uint64(rapid.IntRange(0, 2).Draw(t, "connector")), Wire: fleet.Link{Latency: 1e-3, PerToken: 1e-9},
+				Links: fleet.Links{CPU: fleet.Link{Latency: 1e-3, PerToken: 1e-6}},
 			})
 		},
 		"sample": func(t *rapid.T) {
@@ -264,13 +346,21 @@ func (m *machine) check(t *rapid.T) {
 	if y.Queued+y.InFlight != uint64(len(m.flights)) {
 		t.Fatalf("brain has %d open requests, the world %d", y.Queued+y.InFlight, len(m.flights))
 	}
-	inFlight, jobs := 0, 0
+	inFlight, jobs, promised := 0, 0, 0
 	for _, r := range m.b.requests {
-		if r.slot >= 0 {
-			inFlight++
+		for _, slot := range []int{r.slot, r.prefill.slot} {
+			if slot >= 0 {
+				inFlight++
+			}
 		}
 		if r.job.Open() {
 			jobs++
+		}
+		if r.prefill.job.Open() {
+			jobs++
+		}
+		if r.prefill.owes {
+			promised++
 		}
 	}
 	for i := range m.b.endpoints {
@@ -280,12 +370,17 @@ func (m *machine) check(t *rapid.T) {
 		}
 		inFlight -= e.inFlight
 		jobs -= m.b.deps.Perf.Open(i)
+		requests, context := m.b.deps.Perf.Promised(i)
+		promised -= requests
+		if requests < 0 || context < 0 || requests == 0 && context != 0 {
+			t.Fatalf("%d promises of %d tokens at slot %d", requests, context, i)
+		}
 		if backlog, active := m.b.deps.Perf.Backlog(i); e.inFlight < 0 || backlog < 0 || active < 0 {
 			t.Fatalf("negative ledger: %+v, backlog %d, active %d", e, backlog, active)
 		}
 	}
-	if inFlight != 0 || jobs != 0 {
-		t.Fatalf("ledger differs from its requests by %d in flight, %d jobs", inFlight, jobs)
+	if inFlight != 0 || jobs != 0 || promised != 0 {
+		t.Fatalf("ledger differs from its requests by %d in flight, %d jobs, %d promises", inFlight, jobs, promised)
 	}
 }
 
