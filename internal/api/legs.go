@@ -1,0 +1,89 @@
+package api
+
+import (
+	"slices"
+)
+
+// Field is a member of a JSON object: a plain name and a raw value.
+type Field struct {
+	Name string
+	Raw  []byte
+}
+
+// Splice returns the JSON object body with members of the given names put in, in
+// the place of any that it has, and those named in drop taken out. All other bytes
+// stay, so that numbers keep their digits. Body must be valid.
+func Splice(body []byte, put []Field, drop ...string) ([]byte, error) {
+	s := scanner{b: body}
+	gone := func(key []byte) bool {
+		key = plainKey(key)
+		return slices.Contains(drop, string(key)) || slices.ContainsFunc(put, func(f Field) bool { return f.Name == string(key) })
+	}
+	size := len(body)
+	for _, f := range put {
+		size += len(f.Name) + len(f.Raw) + 4
+	}
+	it := s.object()
+	out := append(make([]byte, 0, size), body[:s.i]...)
+	first := true
+	comma := func() {
+		if !first {
+			out = append(out, ',')
+		}
+		first = false
+	}
+	for _, f := range put {
+		comma()
+		out = append(append(AppendString(out, f.Name), ':'), f.Raw...)
+	}
+	for it.next() {
+		at, out1 := it.at, gone(it.key)
+		s.value()
+		if s.err != nil {
+			break
+		}
+		if !out1 {
+			comma()
+			out = append(out, body[at:s.i]...)
+		}
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	return append(out, body[s.i-1:]...), nil
+}
+
+// Member returns the raw value of a top-level member of the JSON object body, nil
+// when there is none.
+func Member(body []byte, name string) []byte {
+	s := scanner{b: body}
+	var found []byte
+	for it := s.object(); it.next(); {
+		match := string(plainKey(it.key)) == name
+		if v := s.value(); match {
+			found = v
+		}
+	}
+	if s.err != nil {
+		return nil
+	}
+	return found
+}
+
+// prefillOut are the fields that bound an answer, all of which are 1 in a request
+// that is only to compute its prompt.
+var prefillOut = []string{"max_tokens", "max_completion_tokens"}
+
+// ToPrefill turns the body of a request into one that has its prompt computed and
+// one token generated, not streamed, with more fields put in. It keeps the limit's
+// name that the request has.
+func (k Kind) ToPrefill(body []byte, more ...Field) ([]byte, error) {
+	one := []byte("1")
+	put := []Field{{"stream", []byte("false")}}
+	for _, name := range prefillOut {
+		if name == "max_tokens" || Member(body, name) != nil {
+			put = append(put, Field{name, one})
+		}
+	}
+	return Splice(body, append(put, more...), "stream_options", "min_tokens", "n", "best_of")
+}

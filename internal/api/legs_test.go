@@ -1,0 +1,62 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+)
+
+func TestSplice(t *testing.T) {
+	put := []Field{{"a", []byte("1")}, {"kv", []byte(`{"ids":[[1,2]],"big":12345678901234567890}`)}}
+	for _, x := range []struct{ in, want string }{
+		{`{}`, `{"a":1,"kv":{"ids":[[1,2]],"big":12345678901234567890}}`},
+		{`{"m":"x"}`, `{"a":1,"kv":{"ids":[[1,2]],"big":12345678901234567890},"m":"x"}`},
+		{` {"a": 7 , "n" : 1.50, "drop": [1] } `, ` {"a":1,"kv":{"ids":[[1,2]],"big":12345678901234567890},"n" : 1.50} `},
+		{`{"drop":{"x":[]},"kv":null}`, `{"a":1,"kv":{"ids":[[1,2]],"big":12345678901234567890}}`},
+		{`{"\u0061":2,"b":3}`, `{"a":1,"kv":{"ids":[[1,2]],"big":12345678901234567890},"b":3}`},
+	} {
+		got, err := Splice([]byte(x.in), put, "drop")
+		if err != nil || string(got) != x.want {
+			t.Errorf("%s\nbecame %s, %v\n  want %s", x.in, got, err, x.want)
+		}
+	}
+	if _, err := Splice([]byte(`{"a":`), put); err == nil {
+		t.Error("half a body is taken")
+	}
+}
+
+func TestToPrefill(t *testing.T) {
+	got, err := Chat.ToPrefill([]byte(`{"model":"m","max_completion_tokens":500,"stream":true,"stream_options":{"include_usage":true},"messages":[]}`), Field{"kv_transfer_params", []byte(`{"do_remote_decode":true}`)})
+	want := `{"stream":false,"max_tokens":1,"max_completion_tokens":1,"kv_transfer_params":{"do_remote_decode":true},"model":"m","messages":[]}`
+	if err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
+	}
+	if string(Member(got, "model")) != `"m"` || Member(got, "stream_options") != nil {
+		t.Errorf("members of %s", got)
+	}
+}
+
+func FuzzSplice(f *testing.F) {
+	f.Add([]byte(`{"a":1,"b":[{"c":null}],"drop":"x"}`))
+	f.Add([]byte(` { "stream" : true , "max_tokens":5 } `))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var before map[string]json.RawMessage
+		valid := json.Unmarshal(body, &before) == nil && before != nil
+		got, err := Splice(body, []Field{{"put", []byte(`[1]`)}}, "drop")
+		if err != nil || !valid {
+			return
+		}
+		var after map[string]json.RawMessage
+		if err := json.Unmarshal(got, &after); err != nil {
+			t.Fatalf("%q became %q: %v", body, got, err)
+		}
+		if string(after["put"]) != "[1]" || after["drop"] != nil {
+			t.Fatalf("%q became %q", body, got)
+		}
+		for name, raw := range before {
+			if name != "put" && name != "drop" && !bytes.Equal(raw, after[name]) {
+				t.Fatalf("%q changed from %q to %q", name, raw, after[name])
+			}
+		}
+	})
+}
