@@ -261,7 +261,7 @@ func (s *cache) fetch(c *fleet.Cached) time.Duration {
 }
 
 // Sent notes that p goes to a slot, of which Look has just said claim.
-func (b *Book) Sent(now fleet.Time, slot int, p *Prompt, claim fleet.Cached, t *Ticket) {
+func (b *Book) Sent(_ fleet.Time, slot int, p *Prompt, claim fleet.Cached, t *Ticket) {
 	s := b.slot(slot)
 	*t = Ticket{slot: slot, open: true, life: s.life, chain: p.Chain, claim: claim, feed: -1}
 	if s.vouched() && len(p.Blocks) > 0 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"text/tabwriter"
 
 	"penstock.dev/penstock/internal/lab"
@@ -120,12 +121,9 @@ func (t *tally) note(p pair, kind string, g gain) {
 		t.all[p] = map[string][]gain{}
 	}
 	t.all[p][kind] = append(t.all[p][kind], g)
-	for _, k := range t.kinds {
-		if k == kind {
-			return
-		}
+	if !slices.Contains(t.kinds, kind) {
+		t.kinds = append(t.kinds, kind)
 	}
-	t.kinds = append(t.kinds, kind)
 }
 
 // sumUp prints the means over the scenes of each kind, and holds them against the

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"time"
 
@@ -49,6 +50,7 @@ const (
 type kind struct {
 	name  string
 	loads []float64
+	hard  []float64     // of these, those under which things go wrong, too
 	long  bool          // its prompts may take their time
 	lasts time.Duration // when it is not the usual time; then only one gateway and no faults
 	of    func(o options, lasts time.Duration) (loadFunc, error)
@@ -56,10 +58,10 @@ type kind struct {
 
 func kinds() []kind {
 	return []kind{
-		{"conversation", []float64{0.7, 1, 1.3}, true, 0, conversation},
-		{"hour", []float64{1}, true, 40 * time.Minute, conversation},
-		{"prefixes", []float64{4, 8, 9.5, 11, 16}, false, 0, described(prefixes)},
-		{"agents", []float64{6, 10}, false, 0, described(agents)},
+		{"conversation", []float64{0.7, 1, 1.3}, []float64{1}, true, 0, conversation},
+		{"hour", []float64{1}, nil, true, 40 * time.Minute, conversation},
+		{"prefixes", []float64{4, 8, 9.5, 11, 16}, []float64{4, 9.5}, false, 0, described(prefixes)},
+		{"agents", []float64{6, 10}, []float64{6}, false, 0, described(agents)},
 	}
 }
 
@@ -78,10 +80,10 @@ func scenes(o options) ([]*scene, error) {
 		for _, gateways := range []int{1, 4} {
 			for _, fault := range []string{noFault, restarted, lossy, torn} {
 				for i, load := range k.loads {
-					if k.lasts > 0 && (o.quick || gateways > 1 || fault != noFault) {
-						continue
-					}
-					if o.quick && (i%2 == 1 || fault == torn || gateways > 1 && fault != noFault) {
+					switch {
+					case fault != noFault && !slices.Contains(k.hard, load),
+						k.lasts > 0 && (o.quick || gateways > 1),
+						o.quick && (i%2 == 1 || fault == torn || gateways > 1 && fault != noFault):
 						continue
 					}
 					all = append(all, &scene{
