@@ -33,9 +33,13 @@ const maxReply = 64 << 20
 
 // get asks the admin port and returns the raw answer.
 func (a askFlags) get(ctx context.Context, path string) ([]byte, error) {
+	return a.do(ctx, http.MethodGet, path, http.NoBody)
+}
+
+func (a askFlags) do(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(a.Admin, "/")+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(a.Admin, "/")+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("--admin: %w", err)
 	}

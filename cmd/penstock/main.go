@@ -24,6 +24,7 @@ type cli struct {
 	Simulate simulateCmd `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
 	Explain  explainCmd  `cmd:"" help:"Tell why a request went where it did, and what happened."`
 	Status   statusCmd   `cmd:"" help:"Show the pools and endpoints of a running gateway."`
+	KV       kvCmd       `cmd:"" name:"kv" help:"See and manage what engines have cached."`
 	Check    checkCmd    `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

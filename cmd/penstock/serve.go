@@ -167,7 +167,7 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 	if !c.real() {
 		var err error
 		sim, err = app.Simulate(c.with(server.Options{
-			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed,
+			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed, DevMode: true,
 		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow})
 		if err != nil {
 			return err

@@ -21,7 +21,7 @@ import (
 	"penstock.dev/penstock/internal/pool"
 )
 
-// Options are what the admin port shows. All fields but Token are required.
+// Options are what the admin port shows. All fields but Token and Caches are required.
 type Options struct {
 	Version string
 	Started time.Time
@@ -31,6 +31,7 @@ type Options struct {
 	Ready   func() bool
 	Fleet   Fleet
 	Feeds   Feeds
+	Caches  Caches // nil where nothing can be done about them
 	Reload  func() ReloadState
 	// RegisterToken lets engines register themselves; "" lets nobody.
 	RegisterToken string
@@ -61,6 +62,7 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /api/decisions/{id}", a.decision)
 	mux.HandleFunc("GET /api/kv", a.kvStatus)
 	mux.HandleFunc("GET /api/kv/state", a.kvState)
+	a.registerCaches(mux)
 	mux.HandleFunc("POST /api/endpoints", a.putEndpoint)
 	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}", a.deleteEndpoint)
 	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/drain", a.drainEndpoint)
@@ -130,6 +132,11 @@ GET /api/decisions         the latest requests and why they went where they did 
 GET /api/decisions/{id}    one request
 GET /api/kv                what is cached where, and how well it is known (?pool=NAME)
 GET /api/kv/state          the same for another gateway to begin with (?pool=NAME)
+POST /api/kv/where         {"pool"|"model","prompt"|"messages"|"session"|"request"}: who has it cached
+POST /api/kv/prefetch      {…,"endpoints":["NAME"]|["all"],"copies"}: have it cached
+GET, POST /api/kv/pins     what is kept cached; DELETE /api/kv/pins/{id} (?pool=NAME)
+POST /api/kv/clear         {"pool","endpoints":["NAME"]|["all"]}: empty caches
+GET, PUT /api/kv/quotas    {"pool","default","tenants":{}}: tokens kept by tenant (?pool=NAME)
 POST /api/endpoints        {"pool","url","name","lease"}: add one, or renew its lease
 DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
 POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again

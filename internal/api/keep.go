@@ -21,9 +21,9 @@ func (d *Declared) Keeps() bool { return d.Session != "" || d.Life > 0 }
 
 // The lifetimes that can be declared.
 const (
-	lifeUsual = 5 * time.Minute // of a cache_control without a ttl
-	lifeHour  = time.Hour
-	lifeDay   = 24 * time.Hour // of "prompt_cache_retention": "24h"
+	usualLife = 5 * time.Minute // of a cache_control without a ttl
+	longLife  = time.Hour
+	dayLife   = 24 * time.Hour // of "prompt_cache_retention": "24h"
 )
 
 // maxSession is the longest name of a session that is remembered.
@@ -41,9 +41,9 @@ func (s *scanner) cacheControl() {
 	if len(raw) == 0 || raw[0] != '{' {
 		return
 	}
-	life := lifeUsual
+	life := usualLife
 	if bytes.Contains(raw, []byte(`"1h"`)) {
-		life = lifeHour
+		life = longLife
 	}
 	s.marks.life, s.marks.end = max(s.marks.life, life), s.i
 }
@@ -73,7 +73,7 @@ func (r *Request) declares(s *scanner, key []byte) bool {
 		}
 	case "prompt_cache_retention":
 		if string(s.value()) == `"24h"` {
-			r.Declared.Life = max(r.Declared.Life, lifeDay)
+			r.Declared.Life = max(r.Declared.Life, dayLife)
 		}
 	case "cache_control":
 		s.cacheControl()
@@ -89,7 +89,7 @@ func (r *Request) declared(s *scanner) {
 	d := &r.Declared
 	d.Life, d.Part = max(d.Life, s.marks.life), 1
 	if d.Session != "" && d.Life == 0 {
-		d.Life = lifeUsual
+		d.Life = usualLife
 	}
 	all := len(r.Lead) + len(r.Prompt)
 	if s.marks.end == 0 || d.Session != "" || all == 0 {

@@ -27,7 +27,8 @@ func TestDeclared(t *testing.T) {
 		"other API": {Embeddings, `"input":"x","prompt_cache_key":"s"`, "", 0, [2]float64{1, 1}},
 		"half": {
 			Messages, `"system":[{"type":"text","text":"` + text + `","cache_control":{"type":"ephemeral"}}],"messages":[{"role":"user","content":"` + text + `"}]`,
-			"", 5 * time.Minute, [2]float64{0.45, 0.55},
+			"", 5 * time.Minute,
+			[2]float64{0.45, 0.55},
 		},
 		"most, for an hour": {
 			Messages, `"messages":[{"role":"user","content":[{"type":"text","text":"` + text + `","cache_control":{"type":"ephemeral","ttl":"1h"}}]},{"role":"user","content":"x"}],` +

@@ -17,7 +17,7 @@ func (t *table) Find(model string) (gateway.Service, bool) {
 	}
 	for _, m := range s.list() {
 		if m.ID == model {
-			found := gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen, Tokens: s.tokens}
+			found := gateway.Service{Pool: s.pool, Model: cmp.Or(m.Root, m.ID), MaxModelLen: m.MaxModelLen, Tokens: s.tokens, Keep: s.keep}
 			if m.Parent != "" {
 				found.Adapter = fleet.AdapterOf(found.Model)
 				found.Load = s.loader(found.Model)

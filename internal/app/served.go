@@ -14,6 +14,7 @@ import (
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/gateway"
 	"penstock.dev/penstock/internal/health"
+	"penstock.dev/penstock/internal/keep"
 	"penstock.dev/penstock/internal/live"
 	"penstock.dev/penstock/internal/pool"
 )
@@ -27,6 +28,8 @@ type served struct {
 	loops   *control.Loops
 	feeds   *control.Feeds
 	tokens  *gateway.Tokens // nil where nobody needs them
+	keep    *keep.Keep
+	keeping sync.WaitGroup
 	members *members
 	journal *journalFile
 	stop    context.CancelFunc
@@ -90,6 +93,7 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 	if s.tokens, err = s.openTokens(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("pool %s: %w", c.Name, err), s.close())
 	}
+	s.openKeep(c)
 	s.feeds.Warm = newPeer(a, c).warm
 	s.members = newMembers(s.ctx, s.pool, o.Log, s.watch)
 	s.follow(c)
@@ -123,6 +127,7 @@ func (s *served) follow(c config.Pool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.config = c
+	s.keep.SetConfig(c.KV.Keep.Config())
 	s.members.configure(targetOf(c), c.DrainTimeout)
 	if s.stopSources != nil {
 		s.stopSources()
@@ -236,6 +241,7 @@ func (s *served) close() error {
 	s.members.leaving.Wait()
 	s.loops.Wait()
 	s.feeds.Wait()
+	s.keeping.Wait()
 	if s.tokens != nil {
 		s.tokens.Source.Close()
 	}

@@ -43,6 +43,8 @@ type KV struct {
 	// Peer is the admin URL of another gateway of the same pool, or a file: where a
 	// new gateway learns what is cached before it has heard it itself.
 	Peer string `json:"peer"`
+	// Keep says what is kept cached, and what it may cost.
+	Keep Keep `json:"keep"`
 }
 
 // Tier is how fast KV comes from a slower tier to the GPU.
@@ -101,7 +103,7 @@ const maxStores = 16
 func defaultKV() KV {
 	return KV{
 		Keys: keysMapped, CPU: Tier{GBps: 25, Latency: time.Millisecond}, Disk: Tier{GBps: 6, Latency: 5 * time.Millisecond},
-		Tokens: Tokens{From: TokensAuto, Budget: 100 * time.Millisecond, CacheBytes: 64 << 20},
+		Tokens: Tokens{From: TokensAuto, Budget: 100 * time.Millisecond, CacheBytes: 64 << 20}, Keep: defaultKeep(),
 	}
 }
 
@@ -120,6 +122,7 @@ func (k *KV) validate(path string, errs *problems) {
 	k.CPU.validate(path+".cpu", errs)
 	k.Disk.validate(path+".disk", errs)
 	k.Tokens.validate(path+".tokens", errs)
+	k.Keep.validate(path+".keep", errs)
 	if len(k.Stores) > maxStores {
 		errs.add(path+".stores", "must be at most %d, are %d", maxStores, len(k.Stores))
 	}

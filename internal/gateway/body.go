@@ -186,7 +186,9 @@ func (x *exchange) translate() error {
 	case x.route.kind == api.Messages && x.speaks(engine.APIChat):
 		t.kind, t.path, t.retell, t.rename = api.Chat, "/v1/chat/completions", true, false
 		if t.body, err = api.MessagesToChat(t.body, x.service.Model); err == nil {
+			declared := x.req.Declared
 			x.req, err = api.Scan(t.body, api.Chat)
+			x.req.Declared = declared
 		}
 	case x.route.kind == api.CountTokens && x.speaks(engine.APITokenizeChat):
 		t.kind, t.path, t.count, t.rename = api.Tokenize, "/tokenize", true, false

@@ -185,6 +185,7 @@ func (x *exchange) open() {
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Blocks: blocks, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
 		Loadable: x.service.Load != nil, Silent: !x.access.Stream,
 	})
+	x.note(chain, blocks, keyTokens)
 	*room, *roomForBlocks = chain[:0], blocks[:0]
 	chains.Put(room)
 	chains.Put(roomForBlocks)

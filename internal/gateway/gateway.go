@@ -42,6 +42,7 @@ type Service struct {
 	Load func(ctx context.Context, e live.Endpoint) error
 	// Tokens finds out the tokens of prompts; nil where nobody uses them.
 	Tokens *Tokens
+	Keep   Keep // nil where nothing is kept
 }
 
 // Tokens is how a pool's prompts become tokens, and tokens keys of KV blocks.

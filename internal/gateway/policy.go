@@ -65,10 +65,16 @@ func (x *exchange) readTerms() bool {
 		x.refuse(api.BadHeader(name, p.value, p.wants))
 		return false
 	}
-	if x.access.Tenant != "" {
-		x.terms.Tenant = fleet.Tenant(max(kv.Seed([]byte("tenant"), []byte(x.access.Tenant)), 1))
-	}
+	x.terms.Tenant = tenantOf(x.access.Tenant)
 	return true
+}
+
+// tenantOf stands for a tenant's name.
+func tenantOf(name string) fleet.Tenant {
+	if name == "" {
+		return fleet.NoTenant
+	}
+	return fleet.Tenant(max(kv.Seed([]byte("tenant"), []byte(name)), 1))
 }
 
 // badValue is a header's value that makes no sense, and what would.

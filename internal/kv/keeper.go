@@ -127,13 +127,13 @@ type Kept struct {
 	touched  map[fleet.EndpointID]fleet.Time
 }
 
-// Until returns when k is given up unless it is asked for again; Never for what
+// Until returns when e is given up unless it is asked for again; Never for what
 // stays.
-func (k *Kept) Until() fleet.Time {
-	if k.Life == 0 {
+func (e *Kept) Until() fleet.Time {
+	if e.Life == 0 {
 		return fleet.Never
 	}
-	return k.Used.Add(k.Life)
+	return e.Used.Add(e.Life)
 }
 
 // keepName is the name of a session of a tenant.
@@ -159,11 +159,15 @@ const (
 	// touchEvery is the time between two refreshes of what an endpoint has and is
 	// about to evict.
 	touchEvery = time.Minute
+	// refreshGap is the least time between two orders for the same prefix at the
+	// same endpoint: some never cache it, or are not believed to.
+	refreshGap = 10 * time.Second
 	retryAfter = 30 * time.Second
 	maxFailed  = 3
 	// mostOf is the share of a prefix that makes it count as there: an engine never
 	// caches a prompt's last block, and lengths may be estimates.
-	mostOf = 0.9
+	mostOf    = 0.9
+	lastBlock = 64 // tokens of the largest blocks in use
 	// full is the share of a cache that, once in use, makes an engine evict.
 	full = 0.85
 	// keepRoom is the share of an endpoint's cache that may be full of what is kept:

@@ -52,8 +52,14 @@ type Place struct {
 	Has []fleet.Tokens
 }
 
+// Mostly reports whether an endpoint that has so many tokens of a prefix has it,
+// but for an end that no engine's blocks may cover.
+func Mostly(has, tokens fleet.Tokens) bool {
+	return float64(has) >= mostOf*float64(tokens) || has > 0 && tokens-has <= lastBlock
+}
+
 // has reports whether p has the i'th prefix, e.
-func (p *Place) has(i int, e *Kept) bool { return float64(p.Has[i]) >= mostOf*float64(e.Tokens) }
+func (p *Place) has(i int, e *Kept) bool { return Mostly(p.Has[i], e.Tokens) }
 
 // allowance is what an endpoint may still be asked for the sake of keeping.
 type allowance struct {
@@ -138,6 +144,9 @@ func (k *Keeper) order(now fleet.Time, n int, e *Kept, at int, places []Place) (
 		return o, stale && p.presses() && k.mine(n, e, at, places) && k.affords(h, o.Seconds)
 	}
 	o.Why = KeepRefresh
+	if at, asked := e.touched[p.ID]; asked && now.Sub(at) < refreshGap {
+		return o, false
+	}
 	return o, k.wants(n, e, at, places) && k.room(p, e) && k.affords(h, o.Seconds)
 }
 

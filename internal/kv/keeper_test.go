@@ -108,6 +108,24 @@ func TestKeeperPutsAPinWhereItIsMissing(t *testing.T) {
 	}
 }
 
+// TestKeeperDoesNotInsist: some engines never cache a prompt, or are not
+// believed to.
+func TestKeeperDoesNotInsist(t *testing.T) {
+	w := newWorld(t, keepConfig(), 1)
+	w.round(0)
+	w.want(wanted(KeepPinned, 20, 0), prefix(1, 20))
+	orders := 0
+	for range 60 {
+		o := w.round(time.Second)
+		w.obey(o)
+		clear(w.has[1])
+		orders += len(o)
+	}
+	if orders != 6 {
+		t.Errorf("%d orders in a minute", orders)
+	}
+}
+
 func TestKeeperTouchesWhatIsNextToGo(t *testing.T) {
 	w := newWorld(t, keepConfig(), 1)
 	w.round(0)
