@@ -92,6 +92,7 @@ type Book struct {
 	closed   []Ticket // the latest
 	dues     dues
 	revision uint64
+	census   uint64
 	serial   uint64
 	tally    Tally
 }
@@ -166,6 +167,7 @@ func (b *Book) put(h *holding, now fleet.Time, i Instance) *holding {
 		return h
 	}
 	b.revision++
+	b.census++
 	if h != nil {
 		h.Instance = i
 		return h
@@ -271,6 +273,7 @@ func (b *Book) forget(h *holding, now fleet.Time, why string) {
 	b.dues.drop(&h.due)
 	delete(b.held, h.ID)
 	b.revision++
+	b.census++
 }
 
 // Advance ends leases and deadlines that are over.
@@ -295,6 +298,9 @@ func (b *Book) Wake() (at fleet.Time, ok bool) {
 // Revision grows whenever the instances or what they tell change, and whenever a
 // ticket does. Renewed leases do not count.
 func (b *Book) Revision() uint64 { return b.revision }
+
+// Census grows whenever the instances or what they tell change.
+func (b *Book) Census() uint64 { return b.census }
 
 // Find returns the instance of id.
 func (b *Book) Find(id string) (Entry, bool) {
