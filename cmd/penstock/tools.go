@@ -48,7 +48,8 @@ type engineCmd struct {
 	Engine       string        `enum:"vllm,sglang" default:"vllm" help:"Whose surface to show: ${enum}."`
 	Accelerator  string        `help:"Accelerator (default H100)."`
 	TP           int           `name:"tp" default:"2" help:"Tensor parallelism, in accelerators."`
-	DP           int           `name:"dp" default:"1" help:"Data-parallel ranks behind this one address."`
+	DP           int           `name:"dp" default:"1" help:"Data-parallel ranks."`
+	DPMode       string        `name:"dp-mode" enum:"whole,port,header" default:"whole" help:"What of the ranks is seen: nothing (whole: one engine, in lockstep), a server each at ports higher by the rank (port), or one server that X-data-parallel-rank steers (header). Seen ranks each hold the whole model."`
 	EP           int           `name:"ep" default:"1" help:"Groups that experts are dealt to."`
 	Precision    string        `placeholder:"FORMAT" help:"Of weights and arithmetic: bf16, fp8 or fp4 (default: as published)."`
 	Speedup      float64       `default:"1" help:"Run so many times faster than life."`
@@ -85,6 +86,7 @@ Examples:
   penstock engine --listen 127.0.0.1:8001
   penstock engine --listen 127.0.0.1:8002 --factor 1.5     a slow replica
   penstock engine --kv-events 127.0.0.1:5557 --kv-replay 127.0.0.1:5657 --kv-cpu-tokens 600000
+  penstock engine --dp 4 --dp-mode port --kv-events 127.0.0.1:5557     127.0.0.1:8000 to :8003
   penstock engine --engine sglang --lora poet --lora clerk --max-loras 2
   curl -X POST localhost:8001/sim/fault -d '{"kind":"hang","count":1}'`
 }
@@ -99,7 +101,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	n, err := server.Listen(c.Listen, server.Config{
+	config := server.Config{
 		TLS: secure,
 		Options: c.with(server.Options{
 			Model: c.Model, Accelerator: c.Accelerator, TP: c.TP, DP: c.DP, EP: c.EP, Precision: c.Precision, Replica: c.Replica, Speedup: c.Speedup, Factor: c.Factor,
@@ -109,14 +111,10 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 			DevMode: c.DevMode, RefuseAsleep: c.RefuseAsleep, HTTP1Only: c.HTTP1Only,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
 		}),
-	})
+	}
+	n, err := c.listen(s, config)
 	if err != nil {
 		return err
-	}
-	o := n.Server.Options()
-	fmt.Fprintf(s.Out, "Simulated engine: %s on %d x %s, %d tokens of KV cache, at %s\n", o.Model, o.TP, o.Accelerator, o.KVTokens, n.URL())
-	if events, replay := n.KVAddresses(); events != "" {
-		fmt.Fprintf(s.Out, "KV events: %s at %s, replays at %s\n", o.KVEncoding, events, cmp.Or(replay, "none"))
 	}
 	select {
 	case <-n.Done(): // a simulated crash has cut every connection
@@ -129,6 +127,39 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	return nil
+}
+
+// simulated is what serves: one engine, or its ranks.
+type simulated interface {
+	Done() <-chan struct{}
+	Shutdown(ctx context.Context) error
+}
+
+// listen starts what is to be simulated and says where it is.
+func (c *engineCmd) listen(s streams, config server.Config) (simulated, error) {
+	if c.DPMode == "whole" {
+		n, err := server.Listen(c.Listen, config)
+		if err == nil {
+			announce(s, n, n.URL())
+		}
+		return n, err
+	}
+	g, err := server.ListenRanks(c.Listen, c.DP, c.DPMode == "header", config)
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range g.Nodes {
+		announce(s, n, fmt.Sprintf("%s as rank %d", g.URL(i), i))
+	}
+	return g, nil
+}
+
+func announce(s streams, n *server.Node, at string) {
+	o := n.Server.Options()
+	fmt.Fprintf(s.Out, "Simulated engine: %s on %d x %s, %d tokens of KV cache, at %s\n", o.Model, o.TP, o.Accelerator, o.KVTokens, at)
+	if events, replay := n.KVAddresses(); events != "" {
+		fmt.Fprintf(s.Out, "KV events: %s at %s, replays at %s\n", o.KVEncoding, events, cmp.Or(replay, "none"))
+	}
 }
 
 // tls is the configuration to serve with; nil without a certificate.

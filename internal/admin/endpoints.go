@@ -14,12 +14,12 @@ import (
 type Fleet interface {
 	// PutEndpoint adds an endpoint to a pool or renews its lease; lease 0 is for
 	// ever. It returns the endpoint's name, made from its URL when none is given.
-	PutEndpoint(pool, name, url string, lease time.Duration) (string, error)
+	PutEndpoint(pool string, e NewEndpoint, lease time.Duration) (string, error)
 	// DeleteEndpoint takes one out that was put in over the API. It may finish
 	// what it has for as long as drain says; 0 is the pool's own time.
 	DeleteEndpoint(pool, name string, drain time.Duration) error
-	// HoldEndpoint gives an endpoint nothing new, whatever its source, or lets it
-	// serve again.
+	// HoldEndpoint gives an endpoint, or all ranks of a server, nothing new, whatever
+	// the source, or lets it serve again.
 	HoldEndpoint(pool, name string, on bool) error
 }
 
@@ -30,12 +30,20 @@ type ReloadState struct {
 	Problems []string  `json:"problems,omitempty"`
 }
 
+// NewEndpoint is a server that is put into a pool.
+type NewEndpoint struct {
+	Name     string `json:"name"`
+	URL      string `json:"url"`
+	Ranks    int    `json:"ranks"`    // data-parallel ranks; 0: it is one endpoint
+	RankMode string `json:"rankMode"` // auto, port or header
+}
+
 // endpointRequest is the body of POST /api/endpoints and /api/register.
 type endpointRequest struct {
 	Pool  string `json:"pool"`
-	Name  string `json:"name"`
-	URL   string `json:"url"`
 	Lease string `json:"lease"` // a duration such as 30s
+
+	NewEndpoint
 }
 
 // maxRequest is the largest body the admin port reads.
@@ -68,7 +76,7 @@ func (a *adminPort) put(w http.ResponseWriter, r *http.Request, lease time.Durat
 	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&req); err != nil {
-		fail(w, http.StatusBadRequest, fmt.Sprintf("the body must be {\"pool\":…, \"url\":…, \"name\":…, \"lease\":\"30s\"}: %v", err))
+		fail(w, http.StatusBadRequest, fmt.Sprintf("the body must be {\"pool\":…, \"url\":…, \"name\":…, \"lease\":\"30s\", \"ranks\":…, \"rankMode\":…}: %v", err))
 		return
 	}
 	if req.Lease != "" {
@@ -78,7 +86,7 @@ func (a *adminPort) put(w http.ResponseWriter, r *http.Request, lease time.Durat
 			return
 		}
 	}
-	name, err := a.o.Fleet.PutEndpoint(req.Pool, req.Name, req.URL, lease)
+	name, err := a.o.Fleet.PutEndpoint(req.Pool, req.NewEndpoint, lease)
 	if err != nil {
 		fail(w, http.StatusBadRequest, err.Error())
 		return

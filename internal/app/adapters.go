@@ -102,7 +102,7 @@ func (s *served) load(ctx context.Context, e live.Endpoint, name, path string) e
 	if s.lists(e, name) {
 		return nil
 	}
-	turn, _ := s.loading.LoadOrStore(e.Name, make(chan struct{}, 1))
+	turn, _ := s.loading.LoadOrStore(e.URL, make(chan struct{}, 1))
 	select {
 	case turn.(chan struct{}) <- struct{}{}:
 		defer func() { <-turn.(chan struct{}) }()
@@ -121,7 +121,11 @@ func (s *served) load(ctx context.Context, e live.Endpoint, name, path string) e
 		return fmt.Errorf("adapter %s was loaded, but: %w", name, err)
 	}
 	s.app.log.Info("adapter loaded", "pool", s.pool.Name(), "endpoint", e.Name, "adapter", name, "took", time.Since(start))
-	s.listed(e, models)
+	for _, o := range s.pool.Endpoints() {
+		if o.URL == e.URL { // ranks that share a port load together
+			s.listed(o, models)
+		}
+	}
 	return nil
 }
 

@@ -25,7 +25,10 @@ func Believe(v config.Variant) perf.Step {
 // the belief of its variant, else of the pool's engine section.
 func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 	return func(e discovery.Endpoint) live.Target {
-		t := live.Target{Name: e.Name, URL: e.URL, Limits: c.Engine.Limits(), Step: c.Engine.StepMs.Step()}
+		t := live.Target{
+			Name: e.Name, URL: e.URL, Limits: c.Engine.Limits(), Step: c.Engine.StepMs.Step(),
+			Rank: live.Rank{Of: e.Ranks, Index: e.Rank, Shared: e.Shared},
+		}
 		if t.Feed = feedOf(&c, e); e.Store {
 			t.Role = fleet.RoleStore
 			return t
@@ -35,14 +38,26 @@ func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 			v := c.Variants[i]
 			t.Limits = v.Limits().Merge(t.Limits)
 			t.Variant, t.Step, t.Links = variantID(v.Name), Believe(v), c.KV.Links(v.Serving())
+			if stated := v.Step(); e.Ranks > 0 && !stated.Known() {
+				t.Step = ofRank(t.Step, v.DP)
+			}
 		}
 		return t
 	}
 }
 
+// ofRank returns the step time of a whole replica as one of its ranks meets it:
+// what is for each sequence and token of the rank is once more for its like on
+// every other rank, whose load is believed to be the same.
+func ofRank(s perf.Step, ranks int) perf.Step {
+	n := float64(max(ranks, 1))
+	s.PerSeq, s.PerKV, s.PerPrompt, s.PerPair, s.Shadow = s.PerSeq*n, s.PerKV*n, s.PerPrompt*n, s.PerPair*n, s.Shadow/n
+	return s
+}
+
 // feedOf returns where an endpoint's KV events come from.
 func feedOf(c *config.Pool, e discovery.Endpoint) live.Feed {
-	f := live.Feed{Events: e.Events, Replay: e.Replay, Topic: c.KV.Topic}
+	f := live.Feed{Events: e.Events, Replay: e.Replay, Topic: c.KV.Topic, Rank: e.Rank}
 	if f.Events == "" {
 		f.Events, f.Replay = c.KV.FeedAt(e.URL)
 	}

@@ -23,7 +23,8 @@ type members struct {
 	watch func(ctx context.Context, e live.Endpoint)
 	//nolint:containedctx // the lifetime of the pool's loops
 	ctx     context.Context
-	leaving sync.WaitGroup
+	leaving sync.WaitGroup // and those whose ranks are being found
+	finder  rankFinder
 
 	mu      sync.Mutex
 	target  func(discovery.Endpoint) live.Target
@@ -31,6 +32,9 @@ type members struct {
 	wanted  map[string][]discovery.Endpoint // by source
 	held    map[string]bool                 // drained by an operator, to stay
 	current map[string]*member              // by name
+	found   map[ranked]*finding
+	// lookEvery is the time between two looks at ranks.
+	lookEvery time.Duration
 }
 
 // member is an endpoint the pool has.
@@ -40,9 +44,9 @@ type member struct {
 	deadline time.Time // when it is forgotten; zero while it is wanted
 }
 
-func newMembers(ctx context.Context, p *live.Pool, log *slog.Logger, watch func(context.Context, live.Endpoint)) *members {
+func newMembers(ctx context.Context, p *live.Pool, finder rankFinder, log *slog.Logger, watch func(context.Context, live.Endpoint)) *members {
 	return &members{
-		pool: p, log: log, watch: watch, ctx: ctx,
+		pool: p, log: log, watch: watch, ctx: ctx, finder: finder, found: map[ranked]*finding{}, lookEvery: rankEvery,
 		wanted: map[string][]discovery.Endpoint{}, held: map[string]bool{}, current: map[string]*member{},
 	}
 }
@@ -78,32 +82,47 @@ func (m *members) keepOnly(sources []string) {
 	m.reconcileLocked(m.drain)
 }
 
-// hold drains an endpoint that is there, or lets it serve again, whatever its
-// source says.
+// hold drains an endpoint that is there, or all ranks of a server, or lets them
+// serve again, whatever their source says.
 func (m *members) hold(name string, on bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	mem := m.current[name]
-	if mem == nil || !mem.deadline.IsZero() {
-		return fmt.Errorf("pool %s has no endpoint %q", m.pool.Name(), name)
+	known := false
+	for full, mem := range m.current {
+		rank := mem.endpoint.Rank
+		if !mem.deadline.IsZero() || full != name && (rank.Of == 0 || full != discovery.RankName(name, rank.Index)) {
+			continue
+		}
+		known = true
+		if m.held[full] = on; on {
+			m.pool.Drain(mem.endpoint)
+		} else {
+			delete(m.held, full)
+			mem.endpoint = m.pool.Add(mem.endpoint.Target)
+		}
 	}
-	if m.held[name] = on; on {
-		m.pool.Drain(mem.endpoint)
-	} else {
-		delete(m.held, name)
-		mem.endpoint = m.pool.Add(mem.endpoint.Target)
+	if !known {
+		return fmt.Errorf("pool %s has no endpoint %q", m.pool.Name(), name)
 	}
 	return nil
 }
 
-// union returns what the sources want by name. Sources are asked in order of
-// their names, so that of two that name one endpoint the same one always wins.
+// union returns what the sources want by name, ranks one by one. Sources are asked
+// in order of their names, so that of two that name one endpoint the same one
+// always wins.
 func (m *members) union() map[string]discovery.Endpoint {
 	all := map[string]discovery.Endpoint{}
+	named := map[string]bool{}
 	for _, source := range slices.Sorted(maps.Keys(m.wanted)) {
 		for _, e := range m.wanted[source] {
-			if _, taken := all[e.Name]; !taken {
-				all[e.Name] = e
+			if named[e.Name] {
+				continue
+			}
+			named[e.Name] = true
+			for _, one := range m.spreadLocked(e) {
+				if _, taken := all[one.Name]; !taken {
+					all[one.Name] = one
+				}
 			}
 		}
 	}
@@ -111,6 +130,7 @@ func (m *members) union() map[string]discovery.Endpoint {
 }
 
 func (m *members) reconcileLocked(drain time.Duration) {
+	m.forgetRanksLocked()
 	want := m.union()
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		m.takeOnLocked(name, m.target(want[name]))

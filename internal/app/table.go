@@ -71,7 +71,7 @@ func (t *table) all() []*live.Pool {
 func (t *table) infos() []admin.PoolInfo {
 	var all []admin.PoolInfo
 	for _, s := range t.pools() {
-		info := admin.PoolInfo{Pool: s.pool, Policy: s.policy(), BlockTokens: s.feeds.Space().Block}
+		info := admin.PoolInfo{Pool: s.pool, Policy: s.policy(), BlockTokens: s.feeds.Space().Block, Undecided: s.members.undecided()}
 		for _, m := range s.list() {
 			info.Models = append(info.Models, m.ID)
 		}
@@ -217,12 +217,12 @@ func (t *table) close() error {
 var errNoPool = errors.New("no such pool")
 
 // PutEndpoint implements admin.Fleet.
-func (t *table) PutEndpoint(pool, name, url string, lease time.Duration) (string, error) {
+func (t *table) PutEndpoint(pool string, n admin.NewEndpoint, lease time.Duration) (string, error) {
 	r, err := t.registry(pool)
 	if err != nil {
 		return "", err
 	}
-	e, err := r.Put(discovery.Endpoint{Name: name, URL: url}, lease)
+	e, err := r.Put(discovery.Endpoint{Name: n.Name, URL: n.URL, Ranks: n.Ranks, RankMode: n.RankMode}, lease)
 	return e.Name, err
 }
 

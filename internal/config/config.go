@@ -129,6 +129,15 @@ type Endpoint struct {
 	Events string `json:"events"`
 	// Replay is tcp://host:port where its past events can be asked for.
 	Replay string `json:"replay"`
+	// Ranks is how many data-parallel ranks the server has, each with a cache of its
+	// own: they become endpoints NAME/0, NAME/1, …, with KV events and replays at
+	// ports higher by the rank, and what is said of limits and step time is said of
+	// each. Without it the server is one endpoint, however many ranks it has.
+	Ranks int `json:"ranks"`
+	// RankMode says how ranks are told apart: port (the server of each is at a port
+	// higher by its rank), header (all are behind the URL, and X-data-parallel-rank
+	// says whose a request is), or auto: found out by asking. auto by default.
+	RankMode string `json:"rankMode"`
 }
 
 // Engine is what is known of an engine beforehand; what is not given is learnt

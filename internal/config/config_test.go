@@ -31,6 +31,17 @@ func TestEveryFieldIsRead(t *testing.T) {
 	}
 }
 
+func TestRanksAreRead(t *testing.T) {
+	f, errs := Load("testdata/ranks.good.yaml")
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	e := f.Pools[0].Endpoints
+	if e[0].Ranks != 8 || e[0].RankMode != "" || e[1].RankMode != "port" || e[2].RankMode != "header" || e[3].Ranks != 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
 // TestEveryRefusalIsTold decodes each bad file and finds every problem it
 // promises in its comments, and no others.
 func TestEveryRefusalIsTold(t *testing.T) {

@@ -119,6 +119,9 @@ func (p *Pool) validate(path string, serve bool, errs *problems) {
 		if unique(errs, at+".url", e.URL, i, urls, "endpoints[%d]") {
 			unique(errs, at+".name", e.Name, i, names, "endpoints[%d]")
 		}
+		if e.validateRanks(at, &p.KV, errs) {
+			e.uniqueRanks(at, i, urls, names, errs)
+		}
 	}
 	p.Engine.validate(path+".engine", errs)
 	for _, name := range slices.Sorted(maps.Keys(p.Adapters)) {

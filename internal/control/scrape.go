@@ -21,6 +21,8 @@ type Engines interface {
 	// reuse. A reading without any gauge says that the endpoint tells none and
 	// seems fit.
 	Scrape(ctx context.Context, d engine.Dialect, base string, buf []byte) (engine.Reading, fleet.Failure, []byte, error)
+	// ScrapeRank is Scrape of one data-parallel rank among several behind base.
+	ScrapeRank(ctx context.Context, d engine.Dialect, base string, rank int, buf []byte) (engine.Reading, fleet.Failure, []byte, error)
 	// Healthy returns nil when the endpoint can serve.
 	Healthy(ctx context.Context, d engine.Dialect, base string) error
 }
@@ -99,11 +101,20 @@ func (l *Loops) watch(ctx context.Context, e live.Endpoint) {
 func (l *Loops) read(ctx context.Context, e live.Endpoint, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	defer cancel()
-	r, failure, buf, err := l.Engines.Scrape(ctx, l.Dialect, e.URL, buf)
+	r, failure, buf, err := l.scrape(ctx, e, buf)
 	if r.Known != 0 || failure != fleet.FailNone {
 		l.Pool.SampledWith(e, l.Pool.Now(), r.Gauges, r.Adapters, failure)
 	}
 	return buf, err
+}
+
+// scrape asks for what is an endpoint's own: the gauges of ranks that share a port
+// are not those of any one of them.
+func (l *Loops) scrape(ctx context.Context, e live.Endpoint, buf []byte) (engine.Reading, fleet.Failure, []byte, error) {
+	if e.Rank.Shared {
+		return l.Engines.ScrapeRank(ctx, l.Dialect, e.URL, e.Rank.Index, buf)
+	}
+	return l.Engines.Scrape(ctx, l.Dialect, e.URL, buf)
 }
 
 func (l *Loops) report(e live.Endpoint, err error) {

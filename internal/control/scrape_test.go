@@ -30,6 +30,10 @@ func (f *fakeEngines) Scrape(_ context.Context, _ engine.Dialect, _ string, buf 
 	return engine.Reading{Gauges: fleet.Gauges{Known: fleet.KnownRunning | fleet.KnownWaiting, Running: 2}}, fleet.FailNone, buf, nil
 }
 
+func (f *fakeEngines) ScrapeRank(ctx context.Context, d engine.Dialect, base string, _ int, buf []byte) (engine.Reading, fleet.Failure, []byte, error) {
+	return f.Scrape(ctx, d, base, buf)
+}
+
 func (f *fakeEngines) Healthy(context.Context, engine.Dialect, string) error {
 	f.probes.Add(1)
 	if f.down.Load() {

@@ -57,7 +57,7 @@ func (r *Registry) Put(e Endpoint, lease time.Duration) (Endpoint, error) {
 	}
 	known, had := r.entries[e.Name]
 	r.entries[e.Name] = entry
-	if !had || known.URL != e.URL || (lease > 0 && known.expires.IsZero()) {
+	if !had || known.Endpoint != e || (lease > 0 && known.expires.IsZero()) {
 		r.notify()
 	}
 	return e, nil

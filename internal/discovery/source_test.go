@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -128,7 +129,8 @@ func TestDNSIsResolvedAgain(t *testing.T) {
 func TestDNSServiceRecords(t *testing.T) {
 	r := &fakeResolver{srv: []*net.SRV{{Target: "b.example.", Port: 2}, {Target: "a.example.", Port: 1}}}
 	list, err := DNS{Host: "_x._tcp.example", Scheme: "https", SRV: true, Every: time.Second, Resolver: r}.resolve(t.Context())
-	if err != nil || fmt.Sprint(list) != "[{a.example:1 https://a.example:1 } {b.example:2 https://b.example:2 }]" {
+	want := []Endpoint{{Name: "a.example:1", URL: "https://a.example:1"}, {Name: "b.example:2", URL: "https://b.example:2"}}
+	if err != nil || !slices.Equal(list, want) {
 		t.Errorf("%v %v", list, err)
 	}
 }
@@ -177,4 +179,41 @@ func FuzzParseFile(f *testing.F) {
 	f.Add([]byte("endpoints:\n- url: http://a:1\n"))
 	f.Add([]byte("endpoints: {a: 1}"))
 	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = ParseFile(raw) })
+}
+
+// TestRanksTakeTheirPlaces: a list in which a rank would be what is listed already is
+// refused, as long as the ranks may be at ports of their own.
+func TestRanksTakeTheirPlaces(t *testing.T) {
+	for list, want := range map[string]string{
+		"[{url: 'http://a:1', ranks: 3}, {url: 'http://a:4'}]":                                      "",
+		"[{url: 'http://a:1', ranks: 3, rankMode: header}, {url: 'http://a:2'}]":                    "",
+		"[{url: 'http://a:1', ranks: 3}, {url: 'http://a:3'}]":                                      "endpoints[1]: \"a:3\" (http://a:3) is listed twice",
+		"[{url: 'http://a:2'}, {url: 'http://a:1', ranks: 3, rankMode: port}]":                      "is listed twice",
+		"[{url: 'http://a:1', ranks: 2, name: x}, {url: 'http://b:1', name: x/0}]":                  "is listed twice",
+		"[{url: 'http://a:1', ranks: 9999}]":                                                        "endpoints[0]: ranks must be between 1 and 1024",
+		"[{url: 'http://a:1', rankMode: port}]":                                                     "says nothing without ranks",
+		"[{url: 'http://a:1', ranks: 2, rankMode: header}, {url: 'http://a:1', ranks: 2, name: b}]": "is listed twice",
+	} {
+		_, err := ParseFile([]byte("endpoints: " + list))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", list, err, want)
+		}
+	}
+}
+
+func TestSpread(t *testing.T) {
+	e := Endpoint{Name: "e", URL: "http://a:8000", Variant: "v", Events: "tcp://a:5557", Ranks: 2}
+	at := func(rank int, url string, shared bool, mode string) Endpoint {
+		o := e
+		o.Name, o.URL, o.Rank, o.Shared, o.RankMode = fmt.Sprintf("e/%d", rank), url, rank, shared, mode
+		return o
+	}
+	for mode, want := range map[string][]Endpoint{
+		"port":   {at(0, "http://a:8000", false, "port"), at(1, "http://a:8001", false, "port")},
+		"header": {at(0, "http://a:8000", true, "header"), at(1, "http://a:8000", true, "header")},
+	} {
+		if got, err := e.Spread(mode); err != nil || !slices.Equal(got, want) {
+			t.Errorf("by %s: %+v, %v", mode, got, err)
+		}
+	}
 }

@@ -24,6 +24,11 @@ func (d Dialect) Read(text []byte) (Reading, bool) {
 		return Reading{}, false
 	}
 	r := reader{page: d.page}
+	return r.read(text)
+}
+
+// read reads a page.
+func (r *reader) read(text []byte) (Reading, bool) {
 	for len(text) > 0 {
 		line := text
 		if n := bytes.IndexByte(text, '\n'); n >= 0 {
@@ -31,7 +36,7 @@ func (d Dialect) Read(text []byte) (Reading, bool) {
 		} else {
 			text = nil
 		}
-		if len(line) == 0 || line[0] != d.page.prefix[0] {
+		if len(line) == 0 || line[0] != r.page.prefix[0] {
 			continue // comments and other families
 		}
 		r.line(line)
@@ -47,6 +52,8 @@ type reader struct {
 	seen     [gauges]bool
 	adapters fleet.Adapters
 	told     float64 // when the adapters were
+	ranked   bool    // only samples of the rank only
+	only     []byte
 }
 
 // line reads one sample, if it is of a family that the page's table has.
@@ -85,7 +92,7 @@ func (r *reader) sample(s *series, rest []byte) {
 		rest = rest[:sp] // a timestamp follows
 	}
 	v, ok := number(rest)
-	if !ok || v < 0 || v >= maxGauge || r.page.skip != nil && r.page.skip(labels) {
+	if !ok || v < 0 || v >= maxGauge || !r.ofRank(labels) || r.page.skip != nil && r.page.skip(labels) {
 		return
 	}
 	r.take(s, labels, v)

@@ -22,6 +22,21 @@ var ErrNoGauges = errors.New("the metrics page has none of the gauges this diale
 // Of an engine without a metrics page it only learns whether it is fit: the
 // reading is then empty, and its load is what the ledger says.
 func (c *Client) Scrape(ctx context.Context, d Dialect, base string, buf []byte) (Reading, fleet.Failure, []byte, error) {
+	return c.scrape(ctx, d, base, buf, Dialect.Read)
+}
+
+// ScrapeRank is Scrape of one data-parallel rank among several behind base. A page
+// that tells only of all together is an empty reading: that of an engine that is
+// fit, and whose load is what the ledger says.
+func (c *Client) ScrapeRank(ctx context.Context, d Dialect, base string, rank int, buf []byte) (Reading, fleet.Failure, []byte, error) {
+	return c.scrape(ctx, d, base, buf, func(d Dialect, page []byte) (Reading, bool) {
+		r, _ := d.ReadRank(page, rank)
+		_, ok := d.Read(page)
+		return r, ok
+	})
+}
+
+func (c *Client) scrape(ctx context.Context, d Dialect, base string, buf []byte, read func(Dialect, []byte) (Reading, bool)) (Reading, fleet.Failure, []byte, error) {
 	d, err := c.resolve(ctx, d, base)
 	if err != nil {
 		return Reading{}, Classify(err), buf, err
@@ -46,7 +61,7 @@ func (c *Client) Scrape(ctx context.Context, d Dialect, base string, buf []byte)
 	if err != nil {
 		return Reading{}, fleet.FailGarbage, buf, fmt.Errorf("scrape %s: %w", base, err)
 	}
-	r, ok := d.Read(buf)
+	r, ok := read(d, buf)
 	c.tell(base, d, r.Missing)
 	if !ok {
 		return r, fleet.FailGarbage, buf, fmt.Errorf("scrape %s: %w", base, ErrNoGauges)

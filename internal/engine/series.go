@@ -37,12 +37,14 @@ type page struct {
 	wants  fleet.Known // what is missed when it is not there
 	// The labels of cacheConfig.
 	blocksLabel, blockLabel string
+	// rankLabel is the label of samples of one data-parallel rank among several.
+	rankLabel string
 	// skip tells samples that repeat what others say.
 	skip func(labels []byte) bool
 }
 
 var vllmPage = page{
-	prefix: "vllm:", wants: fleet.AllGauges, blocksLabel: "num_gpu_blocks", blockLabel: "block_size",
+	prefix: "vllm:", wants: fleet.AllGauges, blocksLabel: "num_gpu_blocks", blockLabel: "block_size", rankLabel: "engine",
 	series: []series{
 		{"num_requests_running", running, 1},
 		{"num_requests_waiting", waiting, 1},
@@ -54,7 +56,7 @@ var vllmPage = page{
 }
 
 var sglangPage = page{
-	prefix: "sglang:", wants: fleet.AllGauges, blocksLabel: "num_pages", blockLabel: "page_size", skip: otherRank,
+	prefix: "sglang:", wants: fleet.AllGauges, blocksLabel: "num_pages", blockLabel: "page_size", rankLabel: "dp_rank", skip: otherRank,
 	series: []series{
 		{"num_running_reqs", running, 1},
 		{"num_queue_reqs", waiting, 1},

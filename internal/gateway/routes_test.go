@@ -2,12 +2,14 @@ package gateway
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/live"
 )
 
 func TestModelRoutes(t *testing.T) {
@@ -134,6 +136,7 @@ func TestCredentialsAndControlHeadersStop(t *testing.T) {
 	}
 	for k, v := range map[string]string{
 		"Authorization": "Bearer x", "Cookie": "a=b", "X-Prefiller-Host-Port": "h:1", "Traceparent": "00-1", "Accept": "a/b", "Accept-Encoding": "gzip",
+		"X-data-parallel-rank": "1",
 	} {
 		req.Header.Set(k, v)
 	}
@@ -143,7 +146,7 @@ func TestCredentialsAndControlHeadersStop(t *testing.T) {
 	}
 	resp.Body.Close()
 	h := <-got
-	for _, k := range []string{"Authorization", "Cookie", "X-Prefiller-Host-Port", "Accept-Encoding"} {
+	for _, k := range []string{"Authorization", "Cookie", "X-Prefiller-Host-Port", "Accept-Encoding", "X-Data-Parallel-Rank"} {
 		if h.Get(k) != "" {
 			t.Errorf("the engine sees %s: %s", k, h.Get(k))
 		}
@@ -153,5 +156,41 @@ func TestCredentialsAndControlHeadersStop(t *testing.T) {
 	}
 	if resp.Header.Get("Server") != "" || resp.Header.Get("X-Engine") != "e" {
 		t.Errorf("the client sees %v", resp.Header)
+	}
+}
+
+// TestSharedRanksAreNamed: where ranks are behind one port, the engine is told
+// whose a request is, whatever the client says.
+func TestSharedRanksAreNamed(t *testing.T) {
+	got := make(chan []string, 1)
+	e := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Values("X-data-parallel-rank")
+		w.Write([]byte(wholeReply))
+	})
+	r := newRig(t, setup{})
+	for i := range 3 {
+		r.pool.Add(live.Target{Name: fmt.Sprintf("e/%d", i), URL: e, Rank: live.Rank{Of: 3, Index: i, Shared: true}})
+	}
+	seen := map[string]bool{}
+	for range 3 {
+		req, err := http.NewRequest("POST", r.front.URL+chatPath, strings.NewReader(chatBody))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-data-parallel-rank", "7")
+		resp, err := r.front.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		rank, a := <-got, r.access()
+		if len(rank) != 1 || a.Endpoint != "e/"+rank[0] {
+			t.Errorf("the request to %s was for rank %v", a.Endpoint, rank)
+			continue
+		}
+		seen[rank[0]] = true
+	}
+	if len(seen) != 3 {
+		t.Errorf("ranks %v had requests, want three", seen)
 	}
 }

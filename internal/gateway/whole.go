@@ -212,7 +212,7 @@ func (x *exchange) extend() {
 
 // engineHeader is what an engine sees of the client's header. The client's
 // credentials are for the gateway and go no further, and neither do headers with
-// which gateways steer.
+// which gateways steer: which rank takes a request is decided here.
 func (x *exchange) engineHeader() http.Header {
 	h := make(http.Header, 8)
 	for _, k := range [...]string{"Content-Type", "Accept", "Traceparent", "Tracestate", "User-Agent"} {
@@ -231,6 +231,9 @@ func (x *exchange) engineHeader() http.Header {
 		h["Content-Type"] = []string{"application/json"}
 	}
 	h["X-Request-Id"] = []string{x.access.ID}
+	if x.at.Rank.Shared {
+		h[engine.RankHeader] = []string{strconv.Itoa(x.at.Rank.Index)}
+	}
 	return h
 }
 

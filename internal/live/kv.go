@@ -13,7 +13,7 @@ type Feed struct {
 	Events string // where it publishes: tcp://host:port
 	Replay string // where past events can be asked for; empty for nowhere
 	Topic  string // what topics begin with; empty for any
-	Rank   int    // data-parallel rank, which engines add to both ports
+	Rank   int    // data-parallel rank, which engines add to the ports of both
 }
 
 // Cached tells what an endpoint's feed of KV events has to say, in at most as many

@@ -30,7 +30,18 @@ type Target struct {
 	Step    perf.Step   // step time believed before any is measured; zero when unknown
 	Links   fleet.Links // how fast KV is believed to come from slower tiers; zero when unknown
 	Feed    Feed
+	Rank    Rank
 }
+
+// Rank says which data-parallel rank of its server an endpoint is; the zero Rank
+// is a server of one.
+type Rank struct {
+	Of     int  // ranks there are
+	Index  int  // from 0
+	Shared bool // the URL leads to all of them, and requests must name theirs
+}
+
+func (t Target) sameProcess(o Target) bool { return t.URL == o.URL && t.Rank == o.Rank }
 
 // Endpoint is a Target the pool has taken on.
 type Endpoint struct {
@@ -232,7 +243,7 @@ func (p *Pool) Probed(e Endpoint, ok bool) {
 }
 
 // Add takes on a new endpoint or changes the one of the same name. A changed
-// URL makes it another process: a new generation.
+// URL or rank makes it another process: a new generation.
 func (p *Pool) Add(t Target) Endpoint {
 	e, later := p.add(t)
 	run(later)
@@ -247,7 +258,7 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	if !known {
 		p.lastID++
 		e.ID = p.lastID
-	} else if e.Gen = p.endpoints[id].Gen; p.endpoints[id].URL != t.URL {
+	} else if e.Gen = p.endpoints[id].Gen; !p.endpoints[id].sameProcess(t) {
 		e.Gen++
 	}
 	p.byName[t.Name] = e.ID

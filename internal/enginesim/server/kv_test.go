@@ -231,8 +231,8 @@ func TestEventsFollowTheCacheInEachEncoding(t *testing.T) {
 					t.Errorf("%+v", k)
 				}
 				_, page := r.call("GET", "/metrics", "")
-				if o.Engine != SGLang && (!strings.Contains(string(page), `external_prefix_cache_hits_total{model_name="penstock/tiny",engine="0"} 192`) ||
-					!strings.Contains(string(page), `vllm:prefix_cache_hits_total{model_name="penstock/tiny",engine="0"} 0`)) {
+				if o.Engine != SGLang && (!strings.Contains(string(page), `external_prefix_cache_hits_total{model_name="penstock/tiny",engine="3"} 192`) ||
+					!strings.Contains(string(page), `vllm:prefix_cache_hits_total{model_name="penstock/tiny",engine="3"} 0`)) {
 					t.Errorf("hits below the GPU are not told from those in it:\n%s", page)
 				}
 				path := "/reset_prefix_cache"

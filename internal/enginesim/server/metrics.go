@@ -45,7 +45,7 @@ var (
 
 // vllmLabels are the labels of every series but a few.
 func vllmLabels(o Options) string {
-	return fmt.Sprintf(`model_name="%s",engine="0"`, escapeLabel(o.Model))
+	return fmt.Sprintf(`model_name="%s",engine="%d"`, escapeLabel(o.Model), o.KVRank)
 }
 
 // bucketsTokens is the 1-2-5 series up to the longest context.
@@ -66,8 +66,8 @@ func newVLLMMetrics(o Options) *vllmMetrics {
 	h := newHistogram
 	return &vllmMetrics{
 		labels: vllmLabels(o),
-		cacheInfo: fmt.Sprintf(`block_size="%d",cache_dtype="auto",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.9",num_gpu_blocks="%d"`,
-			enginesim.BlockTokens, o.KVTokens/enginesim.BlockTokens),
+		cacheInfo: fmt.Sprintf(`block_size="%d",cache_dtype="auto",enable_prefix_caching="True",engine="%d",gpu_memory_utilization="0.9",num_gpu_blocks="%d"`,
+			enginesim.BlockTokens, o.KVRank, o.KVTokens/enginesim.BlockTokens),
 		ttft:             h("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", bucketsTTFT),
 		itl:              h("vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", bucketsITL),
 		tpot:             h("vllm:request_time_per_output_token_seconds", "Histogram of time per output token per request in seconds.", bucketsITL),

@@ -19,7 +19,7 @@ type Node struct {
 
 	url    string
 	kv     [2]net.Listener // of KV events and of replays; nil for none
-	http   *http.Server
+	http   *http.Server    // nil for a rank behind a front
 	stop   context.CancelFunc
 	done   chan struct{}
 	ending sync.Once
@@ -29,11 +29,7 @@ type Node struct {
 // Listen starts an engine at addr, such as "127.0.0.1:0", and returns when it
 // accepts connections. The caller ends it with Shutdown or Close.
 func Listen(addr string, c Config) (*Node, error) {
-	n := &Node{done: make(chan struct{})}
-	if c.OnCrash == nil {
-		c.OnCrash = func() { _ = n.Close() }
-	}
-	s, err := New(c)
+	n, err := newNode(c)
 	if err != nil {
 		return nil, err
 	}
@@ -41,39 +37,69 @@ func Listen(addr string, c Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("simulated engine: listening on %s: %w", addr, err)
 	}
-	n.Server = s
-	if err := n.listenKV(); err != nil {
+	if err := n.start(); err != nil {
 		return nil, errors.Join(err, l.Close())
+	}
+	n.url = urlOf(l, c)
+	n.http = c.httpServer(n.Server.Handler())
+	n.work.Go(func() { serveHTTP(n.http, l) })
+	return n, nil
+}
+
+// newNode makes an engine that a crash ends.
+func newNode(c Config) (*Node, error) {
+	n := &Node{done: make(chan struct{})}
+	if c.OnCrash == nil {
+		c.OnCrash = func() { _ = n.Close() }
+	}
+	var err error
+	n.Server, err = New(c)
+	return n, err
+}
+
+// start runs the engine and tells of its KV; it answers no requests yet.
+func (n *Node) start() error {
+	if err := n.listenKV(); err != nil {
+		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
-	n.url = "http://" + l.Addr().String()
+	n.work.Go(func() { n.Server.Run(ctx) })
+	n.acceptKV(n.kv[0], n.Server.ServeKVEvents)
+	n.acceptKV(n.kv[1], n.Server.ServeKVReplay)
+	return nil
+}
+
+func urlOf(l net.Listener, c Config) string {
 	if c.TLS != nil {
-		n.url = "https://" + l.Addr().String()
+		return "https://" + l.Addr().String()
 	}
+	return "http://" + l.Addr().String()
+}
+
+// httpServer returns what speaks HTTP as the configuration says.
+func (c Config) httpServer(h http.Handler) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(!c.HTTP1Only)
 	protocols.SetUnencryptedHTTP2(!c.HTTP1Only)
-	n.http = &http.Server{
-		Handler:           s.Handler(),
+	return &http.Server{
+		Handler:           h,
 		TLSConfig:         c.TLS,
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		// Broken connections are this server's business, not news.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
-	n.work.Go(func() { s.Run(ctx) })
-	n.acceptKV(n.kv[0], s.ServeKVEvents)
-	n.acceptKV(n.kv[1], s.ServeKVReplay)
-	n.work.Go(func() { // always ends with ErrServerClosed, by Shutdown or Close
-		if c.TLS != nil {
-			_ = n.http.ServeTLS(l, "", "")
-			return
-		}
-		_ = n.http.Serve(l)
-	})
-	return n, nil
+}
+
+// serveHTTP always ends with ErrServerClosed, by Shutdown or Close.
+func serveHTTP(h *http.Server, l net.Listener) {
+	if h.TLSConfig != nil {
+		_ = h.ServeTLS(l, "", "")
+		return
+	}
+	_ = h.Serve(l)
 }
 
 // listenKV opens the ports of KV events and replays.
@@ -140,14 +166,20 @@ func (n *Node) Done() <-chan struct{} { return n.done }
 
 // Shutdown stops accepting, lets requests finish until ctx ends, then closes.
 func (n *Node) Shutdown(ctx context.Context) error {
-	err := n.http.Shutdown(ctx)
+	var err error
+	if n.http != nil {
+		err = n.http.Shutdown(ctx)
+	}
 	return errors.Join(err, n.Close())
 }
 
 // Close ends the engine as if its process were killed: the listener and every
 // connection are closed in the middle of whatever they do.
 func (n *Node) Close() error {
-	err := n.http.Close()
+	var err error
+	if n.http != nil {
+		err = n.http.Close()
+	}
 	n.ending.Do(func() {
 		n.stop()
 		n.closeKV()

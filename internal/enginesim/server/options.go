@@ -67,7 +67,7 @@ type Options struct {
 	KVReplayForm  string // ReplayTopic, ReplayTopicless or ReplayOff; empty: as the encoding's engine
 	KVTopic       string
 	KVBufferSteps int // messages kept for replays; 0: 10000
-	KVRank        int // data-parallel rank that the events are of
+	KVRank        int // data-parallel rank that events and metrics are of
 
 	CPUTokens     fleet.Tokens // KV kept in CPU memory when it leaves the GPU; 0: none
 	DiskTokens    fleet.Tokens // KV kept on disk when it leaves CPU memory; 0: none
