@@ -175,7 +175,7 @@ func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 	})
 	adminHandler := admin.New(admin.Options{
 		Version: a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),
-		Ready: a.gateway.Ready, Token: a.o.AdminToken, Fleet: a.fleet, Feeds: a.fleet, Caches: caches{a}, Reload: a.reloader.State, RegisterToken: a.o.RegisterToken,
+		Ready: a.gateway.Ready, Token: a.o.AdminToken, Fleet: a.fleet, Feeds: a.fleet, Caches: manager{a}, Reload: a.reloader.State, RegisterToken: a.o.RegisterToken,
 	})
 	errorLog := slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
 	newServer := func(h http.Handler) *http.Server {

@@ -20,8 +20,8 @@ import (
 	"penstock.dev/penstock/internal/obs"
 )
 
-// caches implements admin.Caches for all pools.
-type caches struct{ app *App }
+// manager implements admin.Caches for all pools.
+type manager struct{ app *App }
 
 // openKeep begins to keep what is worth it.
 func (s *served) openKeep(c config.Pool) {
@@ -38,7 +38,7 @@ type target struct {
 }
 
 // pool returns the pool of a name or a model, the only one without either.
-func (c caches) pool(name, model string) (*served, error) {
+func (c manager) pool(name, model string) (*served, error) {
 	all := c.app.fleet.pools()
 	switch {
 	case name != "":
@@ -66,7 +66,7 @@ func poolNames(all []*served) string {
 }
 
 // find finds the prompt that t names.
-func (c caches) find(ctx context.Context, t *admin.KVTarget) (*target, error) {
+func (c manager) find(ctx context.Context, t *admin.KVTarget) (*target, error) {
 	s, err := c.pool(t.Pool, t.Model)
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (c caches) find(ctx context.Context, t *admin.KVTarget) (*target, error) {
 
 // guess takes what may be a session, a request or a prompt for the first of them
 // that it is.
-func (c caches) guess(ctx context.Context, s *served, t *admin.KVTarget) (*target, error) {
+func (c manager) guess(ctx context.Context, s *served, t *admin.KVTarget) (*target, error) {
 	if p, seen, ok := s.keep.Session(t.Tenant, t.Of); ok {
 		return &target{s, "session", p, seen}, nil
 	}
@@ -112,7 +112,7 @@ func (c caches) guess(ctx context.Context, s *served, t *admin.KVTarget) (*targe
 }
 
 // read reads a prompt as the gateway would read it from a client.
-func (c caches) read(ctx context.Context, s *served, t *admin.KVTarget) (*target, error) {
+func (c manager) read(ctx context.Context, s *served, t *admin.KVTarget) (*target, error) {
 	body, path := []byte(t.Body), t.Path
 	if len(body) == 0 {
 		model := t.Model
@@ -156,7 +156,7 @@ func pathOf(body []byte) string {
 }
 
 // Where implements admin.Caches.
-func (c caches) Where(ctx context.Context, t *admin.KVTarget) (*admin.KVWhere, error) {
+func (c manager) Where(ctx context.Context, t *admin.KVTarget) (*admin.KVWhere, error) {
 	f, err := c.find(ctx, t)
 	if err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (c caches) Where(ctx context.Context, t *admin.KVTarget) (*admin.KVWhere, e
 }
 
 // sendable is find for those who need the text.
-func (c caches) sendable(ctx context.Context, t *admin.KVTarget) (*target, error) {
+func (c manager) sendable(ctx context.Context, t *admin.KVTarget) (*target, error) {
 	f, err := c.find(ctx, t)
 	if err == nil && f.seen == nil {
 		err = fmt.Errorf("the text of this %s is not kept, only its keys are: give its prompt, or have the client declare a lifetime (prompt_cache_key, cache_control)", f.of)
@@ -181,7 +181,7 @@ func (c caches) sendable(ctx context.Context, t *admin.KVTarget) (*target, error
 }
 
 // Prefetch implements admin.Caches.
-func (c caches) Prefetch(ctx context.Context, r *admin.KVPrefetch) (*admin.KVResults, error) {
+func (c manager) Prefetch(ctx context.Context, r *admin.KVPrefetch) (*admin.KVResults, error) {
 	f, err := c.sendable(ctx, &r.KVTarget)
 	if err != nil {
 		return nil, err
@@ -219,7 +219,7 @@ func prefetched(sent keep.Sent, err error) admin.KVResult {
 func notFound(err error) error { return fmt.Errorf("%w: %w", admin.ErrNotFound, err) }
 
 // Pin implements admin.Caches.
-func (c caches) Pin(ctx context.Context, r *admin.KVPin) (*admin.KVKept, error) {
+func (c manager) Pin(ctx context.Context, r *admin.KVPin) (*admin.KVKept, error) {
 	f, err := c.sendable(ctx, &r.KVTarget)
 	if err != nil {
 		return nil, err
@@ -265,7 +265,7 @@ func keptOut(s *served, p *keep.Pinned) admin.KVKept {
 }
 
 // Kept implements admin.Caches.
-func (c caches) Kept(pool string) (*admin.KVKeptList, error) {
+func (c manager) Kept(pool string) (*admin.KVKeptList, error) {
 	all := c.app.fleet.pools()
 	if pool != "" {
 		s, err := c.pool(pool, "")
@@ -307,7 +307,7 @@ func keepOut(s *served) admin.KVKeepPool {
 
 // Unpin implements admin.Caches. Ids are a pool's; without its name the only pool
 // is meant.
-func (c caches) Unpin(pool string, id uint64) error {
+func (c manager) Unpin(pool string, id uint64) error {
 	s, err := c.pool(pool, "")
 	if err != nil {
 		return err
@@ -319,7 +319,7 @@ func (c caches) Unpin(pool string, id uint64) error {
 }
 
 // Clear implements admin.Caches.
-func (c caches) Clear(ctx context.Context, r *admin.KVClear) (*admin.KVResults, error) {
+func (c manager) Clear(ctx context.Context, r *admin.KVClear) (*admin.KVResults, error) {
 	s, err := c.pool(r.Pool, "")
 	if err != nil {
 		return nil, err
@@ -356,7 +356,7 @@ func cleared(ctx context.Context, s *served, e live.Endpoint) admin.KVResult {
 }
 
 // Quotas implements admin.Caches.
-func (c caches) Quotas(pool string) (*admin.KVQuotas, error) {
+func (c manager) Quotas(pool string) (*admin.KVQuotas, error) {
 	s, err := c.pool(pool, "")
 	if err != nil {
 		return nil, err
@@ -373,7 +373,7 @@ func (c caches) Quotas(pool string) (*admin.KVQuotas, error) {
 }
 
 // SetQuotas implements admin.Caches. They hold until the file is loaded again.
-func (c caches) SetQuotas(q *admin.KVQuotas) error {
+func (c manager) SetQuotas(q *admin.KVQuotas) error {
 	s, err := c.pool(q.Pool, "")
 	if err != nil {
 		return err

@@ -203,7 +203,7 @@ func (k *Keep) places(prompts []kv.Prompt) []kv.Place {
 
 func placeOf(e *fleet.EndpointState, prompts int) kv.Place {
 	p := kv.Place{
-		ID: e.ID, Gen: e.Gen, Fit: !e.Draining && e.Health == "healthy", Idle: e.InFlight+e.External == 0 && e.Gauges.Running+e.Gauges.Waiting == 0,
+		ID: e.ID, Gen: e.Gen, Fit: !e.Draining && e.Health == "healthy", Idle: e.InFlight+e.External == 0,
 		Capacity: e.Limits.KVTokens, Held: e.Cached, Has: make([]fleet.Tokens, prompts),
 	}
 	if v := &e.Speed; v.Known {

@@ -124,7 +124,8 @@ type Kept struct {
 	gone     bool
 	pending  int // orders under way
 	failures int
-	touched  map[fleet.EndpointID]fleet.Time
+	touched  map[fleet.EndpointID]fleet.Time // sent there for the sake of keeping
+	there    map[fleet.EndpointID]bool       // and seen to be there since
 }
 
 // Until returns when e is given up unless it is asked for again; Never for what
@@ -159,9 +160,9 @@ const (
 	// touchEvery is the time between two refreshes of what an endpoint has and is
 	// about to evict.
 	touchEvery = time.Minute
-	// refreshGap is the least time between two orders for the same prefix at the
-	// same endpoint: some never cache it, or are not believed to.
-	refreshGap = 10 * time.Second
+	// refreshGap is the least time between two orders for the same prefix at an
+	// endpoint that has not been seen to have it: some never cache it.
+	refreshGap = 5 * time.Second
 	retryAfter = 30 * time.Second
 	maxFailed  = 3
 	// mostOf is the share of a prefix that makes it count as there: an engine never
@@ -243,7 +244,7 @@ func (k *Keeper) want(now fleet.Time, w Wanted, chain []Key) (KeepID, KeepReason
 		k.drop(e, KeepReplaced)
 	}
 	k.last++
-	e := &Kept{Wanted: w, ID: k.last, Key: key, Used: now, touched: map[fleet.EndpointID]fleet.Time{}}
+	e := &Kept{Wanted: w, ID: k.last, Key: key, Used: now, touched: map[fleet.EndpointID]fleet.Time{}, there: map[fleet.EndpointID]bool{}}
 	k.add(e)
 	return e.ID, KeepFine
 }

@@ -138,13 +138,14 @@ func (k *Keeper) order(now fleet.Time, n int, e *Kept, at int, places []Place) (
 		o.Why = KeepWarm
 		return o, h.isNew && now.Sub(h.joined) < warmSpan && !p.has(n, e) && o.Missing <= h.warm
 	case p.has(n, e):
+		e.there[p.ID] = true
 		o.Why = KeepTouch
 		o.Missing, o.Seconds = 0, p.Base
 		stale := now.Sub(max(e.Used, e.touched[p.ID])) >= touchEvery
 		return o, stale && p.presses() && k.mine(n, e, at, places) && k.affords(h, o.Seconds)
 	}
 	o.Why = KeepRefresh
-	if at, asked := e.touched[p.ID]; asked && now.Sub(at) < refreshGap {
+	if at, asked := e.touched[p.ID]; asked && !e.there[p.ID] && now.Sub(at) < refreshGap {
 		return o, false
 	}
 	return o, k.wants(n, e, at, places) && k.room(p, e) && k.affords(h, o.Seconds)
@@ -219,6 +220,7 @@ func (k *Keeper) give(h *allowance, e *Kept, o Order) Order {
 	} else {
 		h.saved -= o.Seconds
 	}
+	delete(e.there, o.Endpoint)
 	k.counts.Orders[o.Why]++
 	k.counts.Tokens[o.Why] += o.Missing
 	return o

@@ -121,7 +121,7 @@ func TestKeeperDoesNotInsist(t *testing.T) {
 		clear(w.has[1])
 		orders += len(o)
 	}
-	if orders != 6 {
+	if orders != 12 {
 		t.Errorf("%d orders in a minute", orders)
 	}
 }

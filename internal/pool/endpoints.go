@@ -205,10 +205,14 @@ func (b *Brain) onKV(ev *KV) {
 		return
 	}
 	b.deps.KV.Apply(b.now, slot, &ev.Update)
-	if u := &ev.Update; u.Ended && len(u.Changes) > 0 {
-		// No feed, and yet a word on what is cached: an operator has cleared it.
+	if u := &ev.Update; (u.Ended || u.Whole) && clears(u.Changes) {
+		// Not for want of events, but since the cache is empty: so is the history.
 		b.deps.KV.Doubt(slot)
 	}
+}
+
+func clears(changes []kv.Change) bool {
+	return slices.ContainsFunc(changes, func(c kv.Change) bool { return c.Kind == kv.ChangeClear })
 }
 
 // has reports whether an endpoint has told that it answers to an adapter.
