@@ -48,6 +48,17 @@ type PoolInfo struct {
 	Policy string
 	// BlockTokens is how many tokens a key of the index of KV events stands for.
 	BlockTokens int
+	// Undecided are servers whose ranks are not in the pool yet.
+	Undecided []Undecided
+}
+
+// Undecided is a server of which it is not known yet how its data-parallel ranks
+// are told apart.
+type Undecided struct {
+	Endpoint string `json:"endpoint"`
+	URL      string `json:"url"`
+	Ranks    int    `json:"ranks"`
+	Why      string `json:"why"`
 }
 
 // New returns the handler of the admin port.
@@ -137,7 +148,7 @@ POST /api/kv/prefetch      {…,"endpoints":["NAME"]|["all"],"copies"}: have it 
 GET, POST /api/kv/pins     what is kept cached; DELETE /api/kv/pins/{id} (?pool=NAME)
 POST /api/kv/clear         {"pool","endpoints":["NAME"]|["all"]}: empty caches
 GET, PUT /api/kv/quotas    {"pool","default","tenants":{}}: tokens kept by tenant (?pool=NAME)
-POST /api/endpoints        {"pool","url","name","lease"}: add one, or renew its lease
+POST /api/endpoints        {"pool","url","name","lease","ranks","rankMode"}: add one, or renew its lease
 DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
 POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again
 POST /api/register         the same as POST /api/endpoints, for engines with --register-token
@@ -178,12 +189,21 @@ type PoolStatus struct {
 	Policy    string           `json:"policy"`
 	Tally     pool.Tally       `json:"requests"`
 	Endpoints []EndpointStatus `json:"endpoints"`
+	Undecided []Undecided      `json:"undecidedRanks,omitempty"`
+}
+
+// RankStatus says which data-parallel rank of its server an endpoint is.
+type RankStatus struct {
+	Rank int    `json:"rank"`
+	Of   int    `json:"of"`
+	Mode string `json:"mode"` // port: it has one of its own; header: requests name it
 }
 
 // EndpointStatus is one endpoint: the ledger's figures, what its gauges said
 // and how long ago.
 type EndpointStatus struct {
 	Name        string   `json:"name"`
+	URL         string   `json:"url,omitempty"`
 	Health      string   `json:"health"`
 	Draining    bool     `json:"draining"`
 	NextProbeMs float64  `json:"nextProbeMs,omitempty"`
@@ -200,6 +220,8 @@ type EndpointStatus struct {
 	Attempts    uint64   `json:"attempts"`
 	FailedCount uint64   `json:"failedAttempts"`
 	Speed       *Speed   `json:"speed"` // null when nothing is believed of it
+
+	Rank *RankStatus `json:"dataParallel,omitempty"`
 }
 
 // Speed is what is believed of an endpoint's step time, in milliseconds, and how
@@ -228,19 +250,20 @@ func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
 	s.Ring.Records, s.Ring.Bytes, s.Ring.Total = a.o.Ring.Size()
 	var snap fleet.Snapshot
 	for _, p := range a.o.Pools() {
-		ps := PoolStatus{Name: p.Pool.Name(), Models: p.Models, Policy: p.Policy, Tally: p.Pool.Tally(), Endpoints: []EndpointStatus{}}
+		ps := PoolStatus{Name: p.Pool.Name(), Models: p.Models, Policy: p.Policy, Tally: p.Pool.Tally(), Endpoints: []EndpointStatus{}, Undecided: p.Undecided}
 		p.Pool.View(&snap)
 		for _, e := range snap.Endpoints {
-			ps.Endpoints = append(ps.Endpoints, endpointStatus(p.Pool.EndpointName(e.ID), e))
+			at, _ := p.Pool.Endpoint(e.ID)
+			ps.Endpoints = append(ps.Endpoints, endpointStatus(at, e))
 		}
 		s.Pools = append(s.Pools, ps)
 	}
 	reply(w, http.StatusOK, s)
 }
 
-func endpointStatus(name string, e fleet.EndpointState) EndpointStatus {
+func endpointStatus(at live.Endpoint, e fleet.EndpointState) EndpointStatus {
 	s := EndpointStatus{
-		Name: name, Health: e.Health, Draining: e.Draining, NextProbeMs: obs.Millis(e.EjectedFor), InFlight: e.InFlight, External: e.External,
+		Name: at.Name, URL: at.URL, Rank: rankStatus(at.Rank), Health: e.Health, Draining: e.Draining, NextProbeMs: obs.Millis(e.EjectedFor), InFlight: e.InFlight, External: e.External,
 		Backlog: int(e.Backlog), Active: int(e.Active), Cached: int(e.Cached), KVTokens: int(e.Limits.KVTokens),
 		Attempts: e.Requests, FailedCount: e.Failures,
 	}
@@ -256,6 +279,17 @@ func endpointStatus(name string, e fleet.EndpointState) EndpointStatus {
 	}
 	if e.Gauges.Known.Has(fleet.KnownKVUsage) {
 		s.KVUsage = new(e.Gauges.KVUsage)
+	}
+	return s
+}
+
+func rankStatus(r live.Rank) *RankStatus {
+	if r.Of == 0 {
+		return nil
+	}
+	s := &RankStatus{Rank: r.Index, Of: r.Of, Mode: "port"}
+	if r.Shared {
+		s.Mode = "header"
 	}
 	return s
 }

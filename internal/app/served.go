@@ -39,7 +39,7 @@ type served struct {
 	config      config.Pool
 	models      []gateway.Model            // of the file, or told when the pool was made
 	lengths     map[string]fleet.Tokens    // longest context by endpoint, as each lists it
-	loading     sync.Map                   // endpoint -> chan struct{}, held while an adapter is loaded there
+	loading     sync.Map                   // URL -> chan struct{}, held while an adapter is loaded there
 	adapters    map[string][]gateway.Model // by endpoint, as each lists them
 	answers     []gateway.Model            // all of these
 	registry    *discovery.Registry        // nil unless the API may add endpoints
@@ -95,7 +95,7 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 	}
 	s.openKeep(c)
 	s.feeds.Warm = newPeer(a, c).warm
-	s.members = newMembers(s.ctx, s.pool, o.Log, s.watch)
+	s.members = newMembers(s.ctx, s.pool, s.client, o.Log, s.watch)
 	s.follow(c)
 	return s, nil
 }
@@ -151,7 +151,9 @@ func (s *served) follow(c config.Pool) {
 	s.members.keepOnly(keep)
 	literal := make([]discovery.Endpoint, 0, len(c.Endpoints))
 	for _, e := range c.Endpoints {
-		literal = append(literal, discovery.Endpoint{Name: e.Name, URL: e.URL, Variant: e.Variant, Events: e.Events, Replay: e.Replay})
+		literal = append(literal, discovery.Endpoint{
+			Name: e.Name, URL: e.URL, Variant: e.Variant, Events: e.Events, Replay: e.Replay, Ranks: e.Ranks, RankMode: e.RankMode,
+		})
 	}
 	for _, st := range c.KV.Stores {
 		literal = append(literal, discovery.Endpoint{Name: st.Name, URL: st.Events, Events: st.Events, Replay: st.Replay, Store: true})
