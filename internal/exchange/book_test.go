@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"testing"
 	"time"
 
@@ -349,5 +350,25 @@ func (m *model) check(rt *rapid.T) {
 	}
 	if n := tally.Open + len(m.b.held); n != len(m.b.dues) {
 		rt.Fatalf("%d things are held and %d are due", n, len(m.b.dues))
+	}
+}
+
+func BenchmarkTransfer(b *testing.B) {
+	book := NewBook(DefaultConfig())
+	for _, i := range []*Instance{vllm("p", "prefill"), vllm("d", "decode")} {
+		if _, err := book.Register(at(0), *i, MaxLease); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		id := strconv.Itoa(n)
+		_, _, _ = book.Plan(at(1), Order{ID: id, Source: "p", Consumer: "d", Bytes: 1e9})
+		_, _ = book.Ready(at(1), id, "p-1", 0, 0)
+		_, _ = book.Pulling(at(1), id, "d-1", 0)
+		_, _ = book.Predict(at(1), "p", "d", 1e9)
+		if _, err := book.Done(at(2), id, "d-1", 0, 0); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -176,3 +176,11 @@ func TestInstanceValidate(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkJudge(b *testing.B) {
+	p, d := vllm("p", "prefill"), vllm("d", "decode")
+	b.ReportAllocs()
+	for b.Loop() {
+		Judge(p, d)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -254,5 +255,22 @@ func TestKeptOverARestart(t *testing.T) {
 	}
 	if err := newServer(t, Options{}).Restore([]byte("{")); err == nil {
 		t.Error("half a file is restored")
+	}
+}
+
+// TestThePageTellsTheTruth registers the page's example and looks for every path.
+func TestThePageTellsTheTruth(t *testing.T) {
+	page, err := os.ReadFile("../../docs/transfer.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```json\n")
+	example, _, _ := strings.Cut(rest, "```")
+	s := newServer(t, Options{})
+	want(t, s, "POST", prefix+"/instances", example, 200, `"heartbeatMs":10000`)
+	for _, r := range s.routes() {
+		if !strings.Contains(string(page), r.path) {
+			t.Errorf("%s %s is not on the page", r.method, r.path)
+		}
 	}
 }

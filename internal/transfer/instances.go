@@ -180,10 +180,12 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, list func(index u
 	reply(w, http.StatusOK, v)
 }
 
-// indexLocked is the book's revision from 1, so that 0 can be no index at all. It
-// holds the time this exchange began: one that starts anew has other indices.
+// indexLocked is the book's revision, and above it the time this exchange began:
+// one that starts anew has other indices. It is never 0, which is no index, and
+// below 2^53, so that every reader of JSON keeps it exact.
 func (s *Server) indexLocked() uint64 {
-	return uint64(s.start.UnixMilli())<<20 + s.book.Revision()
+	began := uint64(s.start.UnixMilli()) % (1 << 20)
+	return began<<32 + (s.book.Revision()+1)%(1<<32)
 }
 
 // patience reads the parameters of a watch.

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -469,4 +470,37 @@ func FuzzAdapters(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestManyAtOnce is for the race detector: every handler beside every other.
+func TestManyAtOnce(t *testing.T) {
+	s := newServer(t, Options{})
+	pair(t, s)
+	var all sync.WaitGroup
+	for n := range 8 {
+		all.Go(func() {
+			for i := range 30 {
+				id := fmt.Sprint(n, "-", i)
+				ask(t, s, "POST", prefix+"/instances", instanceOf("p", "prefill", "10.0.0.1"))
+				ask(t, s, "POST", prefix+"/tickets", order{ID: id, Source: "p", Consumer: "d", Bytes: 1e6})
+				ask(t, s, "POST", prefix+"/tickets/"+id+"/ready", progress{Incarnation: "p-1"})
+				ask(t, s, "POST", prefix+"/tickets/"+id+"/done", progress{Incarnation: "d-1", TookMs: 1})
+				ask(t, s, "GET", prefix+"/tickets?watch=true&index=1", nil)
+				ask(t, s, "PUT", prefix+"/blobs/p?incarnation=p-1", "x")
+				ask(t, s, "PUT", "/metadata?key=mooncake/ram/10.0.0.1:1", `{}`)
+				ask(t, s, "POST", "/register", worked("e", n%2, fmt.Sprint("tcp://10.0.0.1:600", n%2)))
+				ask(t, s, "GET", "/query", nil)
+				ask(t, s, "PUT", "/route", sglangPut(n%2, 2))
+				ask(t, s, "GET", wholeTopology, nil)
+				s.Status()
+				if _, err := s.Keep(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if tally := s.Status().Tickets; tally.Done != 8*30 || tally.Open != 0 {
+		t.Errorf("%+v", tally)
+	}
 }
