@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -84,9 +85,7 @@ func prompt(topic string) string { return strings.Repeat("on "+topic+" there is 
 
 func request(topic, more string, fields map[string]any) map[string]any {
 	r := map[string]any{"model": "Qwen/Qwen3-32B", "prompt": prompt(topic) + more, "max_tokens": 2}
-	for k, v := range fields {
-		r[k] = v
-	}
+	maps.Copy(r, fields)
 	return r
 }
 

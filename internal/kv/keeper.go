@@ -27,6 +27,7 @@ type Keeper struct {
 	bytes  int
 	spent  map[string]fleet.Tokens // of quotas, by tenant
 	hot    hotCounts
+	sated  fleet.Time // until when nothing more is taken for hot
 	homes  map[fleet.EndpointID]*allowance
 	began  bool // there has been a round: endpoints that come now are new
 	review []*Kept
@@ -155,6 +156,7 @@ const (
 	maxKept   = 1024
 	maxHot    = 32
 	hotLife   = 10 * time.Minute // after which nobody asks for what was hot
+	satedFor  = 10 * time.Second // between two tries to remember more of what is hot
 	warmSpan  = 10 * time.Minute // in which an endpoint counts as new
 	budgetFor = time.Minute      // of an endpoint's share, saved up at most
 	// touchEvery is the time between two refreshes of what an endpoint has and is
@@ -217,6 +219,9 @@ func (k *Keeper) Want(now fleet.Time, w Wanted, chain []Key) (KeepID, KeepReason
 	id, why := k.want(now, w, chain)
 	if why != KeepFine {
 		k.counts.Refused[why]++
+		if w.Source == KeepHot {
+			k.sated = now.Add(satedFor)
+		}
 	}
 	return id, why
 }
@@ -237,7 +242,7 @@ func (k *Keeper) want(now fleet.Time, w Wanted, chain []Key) (KeepID, KeepReason
 		return e.ID, KeepFine
 	}
 	before := k.replaced(&w, chain)
-	if why := k.fits(&w, before); why != KeepFine {
+	if why := k.fits(now, &w, before); why != KeepFine {
 		return 0, why
 	}
 	for _, e := range before {
@@ -282,7 +287,7 @@ func (k *Keeper) replaced(w *Wanted, chain []Key) []*Kept {
 
 // fits makes room for w, of which before is given up, or says what there is no
 // room in.
-func (k *Keeper) fits(w *Wanted, before []*Kept) KeepReason {
+func (k *Keeper) fits(now fleet.Time, w *Wanted, before []*Kept) KeepReason {
 	if w.Source != KeepHot {
 		freed := fleet.Tokens(0)
 		for _, e := range before {
@@ -297,6 +302,13 @@ func (k *Keeper) fits(w *Wanted, before []*Kept) KeepReason {
 	freed := 0
 	for _, e := range before {
 		freed += e.Bytes
+	}
+	if w.Source == KeepHot {
+		for _, e := range k.byID {
+			if e.Source == KeepHot && now.Sub(e.Used) < hotSpan {
+				before = append(before, e) // as hot as w: to change them over would copy texts for nothing
+			}
+		}
 	}
 	if !k.makeMemory(w.Bytes-freed, w.Source, before) {
 		return KeepMemory
@@ -352,7 +364,7 @@ func (k *Keeper) makeMemory(bytes int, source KeepSource, but []*Kept) bool {
 	}
 	slices.SortFunc(free, func(a, b *Kept) int { return cmp.Or(int(a.Source)-int(b.Source), leastRecent(a, b)) })
 	full := func() bool {
-		return k.bytes+bytes > k.c.MaxBytes || len(k.byID)-len(but) >= maxKept || source == KeepHot && bytes > 0 && hot >= maxHot
+		return k.bytes+bytes > k.c.MaxBytes || len(k.byID) >= maxKept || source == KeepHot && bytes > 0 && hot >= maxHot
 	}
 	for _, e := range free {
 		if !full() {
@@ -442,7 +454,7 @@ func (k *Keeper) Asked(now fleet.Time, chain []Key) (hot int) {
 	if !k.c.Hot {
 		return 0
 	}
-	if hot = k.hot.ask(now, chain); hot > 0 && k.byKey[chain[hot-1]] != nil {
+	if hot = k.hot.ask(now, chain); hot > 0 && (now < k.sated || k.byKey[chain[hot-1]] != nil) {
 		return 0
 	}
 	return hot
