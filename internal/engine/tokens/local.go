@@ -8,16 +8,21 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"penstock.dev/penstock/internal/api"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/token"
+	"penstock.dev/penstock/internal/token/chat"
 )
 
-// Model is a model's tokenizer, from its own files. It never changes.
+// Model is a model's tokenizer and its chat template, from its own files. It
+// never changes.
 type Model struct {
 	tokenizer *token.Tokenizer
 	encoders  sync.Pool
+	template  *chat.Model // nil without
+	why       string      // without
 }
 
 // ReadModel reads a model's tokenizer.json.
@@ -26,9 +31,23 @@ func ReadModel(tokenizer []byte) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{tokenizer: t}
+	m := &Model{tokenizer: t, why: chat.ErrNone.Error()}
 	m.encoders.New = func() any { return t.Encoder() }
 	return m, nil
+}
+
+// ReadTemplate adds the model's chat template: from its tokenizer_config.json, or
+// from a file of its own where that is not empty. Where it fails, conversations
+// are left to engines, and why is told with the trust in them. It is called
+// before the model is used.
+func (m *Model) ReadTemplate(config, template []byte) error {
+	t, err := chat.ReadModel(config, template)
+	if err != nil {
+		m.template, m.why = nil, err.Error()
+		return err
+	}
+	m.template, m.why = t, ""
+	return nil
 }
 
 // Trust says whether prompts are tokenized here: texts of completions, and
@@ -43,12 +62,10 @@ type Trust struct {
 type local struct {
 	model *Model
 	trust Trust
+	as    form // of conversations
 }
 
-const (
-	notCompared = "not compared with an engine yet"
-	noTemplate  = "chat templates are left to the engines"
-)
+const notCompared = "not compared with an engine yet"
 
 // Use gives the pool a tokenizer, in the place of any before; nil for none. It
 // is not used before Verify has found it exact.
@@ -58,13 +75,14 @@ func (s *Source) Use(pool string, m *Model) {
 	p := s.poolLocked(pool)
 	p.local = nil
 	if m != nil {
-		p.local = &local{model: m, trust: Trust{WhyText: notCompared, WhyChat: noTemplate}}
+		p.local = &local{model: m, trust: Trust{WhyText: notCompared, WhyChat: notCompared}}
 	}
 }
 
-// Verify compares the pool's own tokenizer with what the engine makes of a
-// fixed set of texts; one difference, and prompts are not tokenized here. It is
-// called once an engine is there, and again when one has been replaced. Where
+// Verify compares the pool's own tokenizer with what the engine makes of a fixed
+// set of texts, and then its template with what the engine makes of
+// conversations; one difference, and prompts like it are not tokenized here. It
+// is called once an engine is there, and again when one has been replaced. Where
 // the engine cannot tell, trust stays what it was, and it returns why.
 func (s *Source) Verify(ctx context.Context, pool, model string, e Engine) (Trust, error) {
 	s.mu.Lock()
@@ -74,21 +92,45 @@ func (s *Source) Verify(ctx context.Context, pool, model string, e Engine) (Trus
 	if l == nil {
 		return Trust{}, errors.New("the pool has no tokenizer of its own")
 	}
-	why, err := s.compare(ctx, p, l.model, model, e)
+	whyText, errText := s.compare(ctx, p, l.model, model, e)
+	as, whyChat, errChat := form(0), "", errText
+	if errText == nil {
+		as, whyChat, errChat = s.compareChats(ctx, p, l.model, model, e)
+	}
+	if errors.Is(errChat, errUnspoken) && errText == nil {
+		whyChat, errChat = errUnspoken.Error()+" of conversations", nil // and does not learn to
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil || p.local != l {
-		if err != nil && strings.HasPrefix(l.trust.WhyText, notCompared) {
-			l.trust.WhyText = fmt.Sprintf("%s: %v", notCompared, err)
-		}
-		return l.trust, err
+	if p.local != l {
+		return l.trust, errors.Join(errText, errChat)
 	}
 	was := l.trust
-	l.trust.Text, l.trust.WhyText = why == "", why
-	if was != l.trust {
-		s.o.Log.Info("the tokenizer has been compared with an engine's", "pool", pool, "trusted", l.trust.Text, "why_not", why, "engine", e.URL)
+	l.trust.Text, l.trust.WhyText = judged(l.trust.Text, l.trust.WhyText, whyText, errText)
+	l.trust.Chat, l.trust.WhyChat = judged(l.trust.Chat, l.trust.WhyChat, whyChat, errChat)
+	if errChat == nil {
+		l.as = as
 	}
-	return l.trust, nil
+	if was.Text != l.trust.Text || was.Chat != l.trust.Chat || errText == nil && was.WhyText != l.trust.WhyText || errChat == nil && was.WhyChat != l.trust.WhyChat {
+		s.o.Log.Info("the tokenizer has been compared with an engine's", "pool", pool, "text", l.trust.Text, "why_not_text", l.trust.WhyText,
+			"chat", l.trust.Chat, "why_not_chat", l.trust.WhyChat, "engine", e.URL)
+	}
+	if errText != nil {
+		return l.trust, errText
+	}
+	return l.trust, errChat
+}
+
+// judged returns whether prompts of a kind are trusted after a comparison, and
+// why not.
+func judged(trusted bool, whyNot, why string, err error) (bool, string) {
+	switch {
+	case err == nil:
+		return why == "", why
+	case strings.HasPrefix(whyNot, notCompared):
+		return trusted, fmt.Sprintf("%s: %v", notCompared, err)
+	}
+	return trusted, whyNot
 }
 
 // samples are texts on which tokenizers tend to differ.
@@ -124,13 +166,18 @@ func (s *Source) compare(ctx context.Context, p *source, m *Model, name string, 
 
 // sample asks for the tokens of one text.
 func (s *Source) sample(ctx context.Context, p *source, model string, e Engine, text string) ([]uint32, error) {
+	b := api.AppendString([]byte(`{"model":`), model)
+	b = append(api.AppendString(append(b, `,"prompt":`...), text), '}')
+	return s.told(ctx, p, &call{engine: e, model: model, body: b})
+}
+
+// told returns what an engine answers to a question.
+func (s *Source) told(ctx context.Context, p *source, c *call) ([]uint32, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
 	w := borrow()
 	defer w.giveBack()
-	c := &call{s: s, pool: p, engine: e, model: model}
-	b := api.AppendString([]byte(`{"model":`), model)
-	c.body = append(api.AppendString(append(b, `,"prompt":`...), text), '}')
+	c.s, c.pool = s, p
 	a := answer{most: s.o.MaxTokens}
 	err := c.ask(ctx, &a, w)
 	return a.tokens, err
@@ -174,20 +221,25 @@ func (m *Model) encode(dst []uint32, text string, around bool) ([]uint32, bool) 
 func (s *Source) tokenize(q *Query, p *prompt, exact digest, bounds []digest, dst []kv.Key) (Result, bool) {
 	s.mu.Lock()
 	l := s.poolLocked(q.Pool).local
-	usable := l != nil && l.trust.Text && !p.chat
-	s.mu.Unlock()
-	around, plain := p.plain()
-	if !usable || !plain {
-		return Result{}, false
+	usable, as := false, formText
+	if l != nil {
+		usable, as = l.trust.Text, l.as
+		if p.chat {
+			usable = l.trust.Chat
+		}
 	}
-	t := text(p.raw)
-	if strings.Contains(t, "\ufffd") {
-		return Result{}, false // it may stand for what is no text, which engines read otherwise
+	s.mu.Unlock()
+	if !usable {
+		return Result{}, false
 	}
 	w := borrow()
 	defer w.giveBack()
-	var ok bool
-	w.tokens, ok = l.model.encode(w.tokens[:0], t, around)
+	ok := false
+	if p.chat {
+		w.tokens, ok = l.model.conversation(w.tokens[:0], q, p, as)
+	} else {
+		w.tokens, ok = l.model.completion(w.tokens[:0], p)
+	}
 	if !ok || len(w.tokens) > s.o.MaxTokens {
 		return Result{}, false
 	}
@@ -195,6 +247,29 @@ func (s *Source) tokenize(q *Query, p *prompt, exact digest, bounds []digest, ds
 	dst = m.make(dst, w.tokens, nil)
 	s.cache.put(exact, bounds, dst[at:], len(w.tokens))
 	return Result{Keys: dst, Tokens: len(w.tokens), How: HowLocal}, true
+}
+
+// conversation appends the tokens of a conversation.
+func (m *Model) conversation(dst []uint32, q *Query, p *prompt, as form) ([]uint32, bool) {
+	question, reason := compose(q, p)
+	if reason != ReasonNone {
+		return dst, false
+	}
+	dst, err := m.chat(dst, question, as, time.Now())
+	return dst, err == nil
+}
+
+// completion appends the tokens of a text.
+func (m *Model) completion(dst []uint32, p *prompt) ([]uint32, bool) {
+	around, plain := p.plain()
+	if !plain {
+		return dst, false
+	}
+	t := text(p.raw)
+	if strings.Contains(t, "\ufffd") {
+		return dst, false // it may stand for what is no text, which engines read otherwise
+	}
+	return m.encode(dst, t, around)
 }
 
 // plain reports whether nothing but the text decides on a completion's tokens,

@@ -35,12 +35,14 @@ func tokenizing(t *testing.T, file []byte) func(string, []byte) (int, string) {
 
 func vocabulary(t *testing.T) []byte {
 	t.Helper()
-	b, err := os.ReadFile("../../token/testdata/bytes.json")
+	b, err := readVocabulary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
+
+func readVocabulary() ([]byte, error) { return os.ReadFile("../../token/testdata/bytes.json") }
 
 func TestTokenizesHereOnceProven(t *testing.T) {
 	file := vocabulary(t)
