@@ -33,11 +33,14 @@ func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 			t.Role = fleet.RoleStore
 			return t
 		}
-		t.Links = c.KV.Links(catalog.Serving{})
+		t.Links, t.Wire = c.KV.Links(catalog.Serving{}), c.KV.Wire(catalog.Serving{})
+		t.Role = config.Endpoint{Role: e.Role}.FleetRole()
+		t.Transfer = live.Transfer{Connector: c.KV.Transfer.Connector, Bootstrap: c.KV.Transfer.BootstrapPort}
 		if i, ok := c.FindVariant(e.Variant); ok {
 			v := c.Variants[i]
 			t.Limits = v.Limits().Merge(t.Limits)
 			t.Variant, t.Step, t.Links = variantID(v.Name), Believe(v), c.KV.Links(v.Serving())
+			t.Wire = c.KV.Wire(v.Serving())
 			if stated := v.Step(); e.Ranks > 0 && !stated.Known() {
 				t.Step = ofRank(t.Step, v.DP)
 			}

@@ -124,6 +124,9 @@ type Endpoint struct {
 	// Variant is the name of its variant; that of the pool's only variant by
 	// default.
 	Variant string `json:"variant"`
+	// Role is both, prefill (it computes prompts for others) or decode (it takes
+	// them over and answers).
+	Role string `json:"role"`
 	// Events is tcp://host:port where it publishes its KV events, where kv.eventsPort does
 	// not tell.
 	Events string `json:"events"`

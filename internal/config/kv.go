@@ -38,6 +38,8 @@ type KV struct {
 	CPU Tier `json:"cpu"`
 	// Disk is their tier on storage of their own.
 	Disk Tier `json:"disk"`
+	// Transfer is how engines hand the KV of a prompt over to each other.
+	Transfer Transfer `json:"transfer"`
 	// Stores are stores of KV that all endpoints read and write.
 	Stores []Store `json:"stores"`
 	// Peer is the admin URL of another gateway of the same pool, or a file: where a
@@ -69,13 +71,17 @@ type Store struct {
 
 // Tokens says how a request becomes tokens.
 type Tokens struct {
-	// From is engine (its tokenize API), file (a tokenizer.json), none, or auto: the
-	// engine where there are KV events, and nobody where there are none.
+	// From is engine (its tokenize API), file (the model's own files), none, or auto:
+	// the engine where there are KV events, and nobody where there are none.
 	From string `json:"from"`
 	// URL is a server that tokenizes, instead of the pool's endpoints.
 	URL string `json:"url"`
-	// File is the path of the model's tokenizer.json.
+	// File is the path of the model's tokenizer.json, or of the directory that has
+	// it. A tokenizer_config.json and a chat_template.jinja beside it are read, too.
 	File string `json:"file"`
+	// Template is the path of the model's chat template, in the place of the one
+	// beside the file.
+	Template string `json:"template"`
 	// Budget is how long a request waits for its tokens before it goes on without.
 	Budget time.Duration `json:"budget"`
 	// CacheBytes bounds the memory for prompts whose tokens are known.
@@ -102,7 +108,8 @@ const maxStores = 16
 // defaultKV takes what PCIe 4 and one NVMe drive can do for the links.
 func defaultKV() KV {
 	return KV{
-		Keys: keysMapped, CPU: Tier{GBps: 25, Latency: time.Millisecond}, Disk: Tier{GBps: 6, Latency: 5 * time.Millisecond},
+		Transfer: Transfer{Tier: Tier{GBps: 50, Latency: 10 * time.Millisecond}},
+		Keys:     keysMapped, CPU: Tier{GBps: 25, Latency: time.Millisecond}, Disk: Tier{GBps: 6, Latency: 5 * time.Millisecond},
 		Tokens: Tokens{From: TokensAuto, Budget: 100 * time.Millisecond, CacheBytes: 64 << 20}, Keep: defaultKeep(),
 	}
 }
@@ -121,6 +128,7 @@ func (k *KV) validate(path string, errs *problems) {
 	}
 	k.CPU.validate(path+".cpu", errs)
 	k.Disk.validate(path+".disk", errs)
+	k.Transfer.validate(path+".transfer", errs)
 	k.Tokens.validate(path+".tokens", errs)
 	k.Keep.validate(path+".keep", errs)
 	if len(k.Stores) > maxStores {
@@ -163,6 +171,9 @@ func (t Tokens) validate(path string, errs *problems) {
 		}
 	default:
 		errs.add(path+".from", "must be %s, %s, %s or %s, is %q", TokensAuto, TokensEngine, TokensFile, TokensNone, t.From)
+	}
+	if t.Template != "" && t.From != TokensFile {
+		errs.add(path+".template", "says nothing beside from: %s; write from: %s", t.From, TokensFile)
 	}
 	if t.URL != "" {
 		if _, err := engine.CheckURL(t.URL); err != nil {
@@ -239,20 +250,22 @@ const assumedKVBytes = 131_072
 // Links returns how fast KV is believed to come to the GPUs of an endpoint served
 // so; the zero Serving is not known.
 func (k *KV) Links(s catalog.Serving) fleet.Links {
-	bytes := float64(assumedKVBytes)
-	if s.Shape.Name != "" {
-		bytes = s.KVBytes() // devices fetch side by side, each over a link of its own
-	}
-	link := func(t Tier) fleet.Link {
-		const giga = 1e9
-		return fleet.Link{Latency: t.Latency.Seconds(), PerToken: bytes / (t.GBps * giga)}
-	}
-	l := fleet.Links{CPU: link(k.CPU), Disk: link(k.Disk)}
-	for i, s := range k.Stores {
+	l := fleet.Links{CPU: k.link(k.CPU, s), Disk: k.link(k.Disk, s)}
+	for i, st := range k.Stores {
 		// All stores count as one tier: as fast as the slowest of them.
-		if one := link(s.Tier); i == 0 || one.PerToken > l.Shared.PerToken {
+		if one := k.link(st.Tier, s); i == 0 || one.PerToken > l.Shared.PerToken {
 			l.Shared = one
 		}
 	}
 	return l
+}
+
+// link returns how fast a tier's KV comes to an endpoint served so.
+func (k *KV) link(t Tier, s catalog.Serving) fleet.Link {
+	bytes := float64(assumedKVBytes)
+	if s.Shape.Name != "" {
+		bytes = s.KVBytes() // devices fetch side by side, each over a link of its own
+	}
+	const giga = 1e9
+	return fleet.Link{Latency: t.Latency.Seconds(), PerToken: bytes / (t.GBps * giga)}
 }

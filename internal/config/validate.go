@@ -107,6 +107,7 @@ func (p *Pool) validate(path string, serve bool, errs *problems) {
 	}
 	p.Sources.validate(path, errs)
 	p.KV.validate(path+".kv", errs)
+	p.validateRoles(path, errs)
 	urls, names := map[string]int{}, map[string]int{}
 	for i, e := range p.Endpoints {
 		at := fmt.Sprintf("%s.endpoints[%d]", path, i)

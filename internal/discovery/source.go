@@ -30,6 +30,8 @@ type Endpoint struct {
 	// to all of them.
 	Rank   int  `json:"-"`
 	Shared bool `json:"-"`
+	// Role is both, prefill or decode; empty is both.
+	Role string `json:"role,omitempty"`
 	// Store says that it is no server but a store of KV that the servers share.
 	Store bool `json:"-"`
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"penstock.dev/penstock/internal/api"
@@ -42,10 +43,12 @@ type exchange struct {
 	toward  engineSide
 
 	ticket    *live.Ticket
-	at        live.Endpoint // where the present attempt is
-	ownedID   string        // stored response that has been noted
-	committed bool          // headers have gone to the client
-	cut       bool          // the answer is incomplete, which only a broken connection can say
+	at        live.Endpoint // where the present attempt is answered
+	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
+	lost      atomic.Pointer[lostPrefill]
+	ownedID   string // stored response that has been noted
+	committed bool   // headers have gone to the client
+	cut       bool   // the answer is incomplete, which only a broken connection can say
 	deadline  time.Time
 	gaps      *gaps // between the events of a stream; nil before one
 	payload   *engine.Payload
@@ -113,7 +116,7 @@ func (x *exchange) run() {
 		}
 		x.access.Attempts, x.access.Outcome.Endpoint, x.access.Endpoint = o.Attempt, o.Endpoint.ID, o.Endpoint.Name
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
-		x.at = o.Endpoint
+		x.at, x.pre = o.Endpoint, o.Prefill
 		if !x.attempt() {
 			return
 		}
@@ -234,7 +237,16 @@ func (x *exchange) attempt() bool {
 	}
 	header := x.engineHeader()
 	x.trace.Attempt(&x.access, header)
-	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Post(ctx, x.at.URL, x.toward.path, header, x.payload)
+	payload := x.payload
+	if x.pre.ID != fleet.NoEndpoint {
+		l, again := x.split(ctx, cancel, header)
+		if l == nil {
+			return again
+		}
+		defer l.end()
+		payload = engine.NewPayload(l.second, nil)
+	}
+	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Post(ctx, x.at.URL, x.toward.path, header, payload)
 	if err != nil {
 		return x.failed(ctx, failure, err)
 	}
@@ -261,6 +273,9 @@ func (x *exchange) failed(ctx context.Context, f fleet.Failure, err error) bool 
 	if x.r.Context().Err() != nil {
 		x.gone(context.Cause(x.r.Context()))
 		return false
+	}
+	if lost := x.lost.Swap(nil); lost != nil {
+		return x.prefillFailed(x.r.Context(), lost.failure, lost.err)
 	}
 	f, err = cause(ctx, f, err)
 	x.access.Failure, x.access.Err = f, err

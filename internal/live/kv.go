@@ -76,3 +76,11 @@ func (p *Pool) lock() {
 	p.mu.Lock()
 	p.asked.Add(-1)
 }
+
+// number is the same for endpoints that can exchange KV; 0 for those that cannot.
+func (t Transfer) number() uint64 {
+	if t.Connector == "" {
+		return 0
+	}
+	return max(uint64(kv.Seed([]byte("connector"), []byte(t.Connector))), 1)
+}

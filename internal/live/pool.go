@@ -31,6 +31,15 @@ type Target struct {
 	Links   fleet.Links // how fast KV is believed to come from slower tiers; zero when unknown
 	Feed    Feed
 	Rank    Rank
+	// Transfer is how it hands KV over to others; the zero Transfer is not at all.
+	Transfer Transfer
+	Wire     fleet.Link // how fast, as is believed
+}
+
+// Transfer is how an endpoint hands the KV of a prompt over to another.
+type Transfer struct {
+	Connector string // as engine.ParseConnector knows it
+	Bootstrap int    // port where engines meet; 0: the connector's own
 }
 
 // Rank says which data-parallel rank of its server an endpoint is; the zero Rank
@@ -197,7 +206,7 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 		d := *a.Decision
 		d.Candidates = slices.Clone(d.Candidates)
 		t.decisions = append(t.decisions, d)
-		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Attempt: a.Attempt})
+		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Attempt: a.Attempt})
 	case pool.Refuse:
 		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})
 	case pool.Cancel:
@@ -265,12 +274,13 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	p.endpoints[e.ID] = e
 	return e, p.stepLocked(&pool.Endpoint{
 		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step, Links: t.Links,
+		Wire: t.Wire, Connector: t.Transfer.number(),
 	})
 }
 
 // Drain gives an endpoint nothing new.
 func (p *Pool) Drain(e Endpoint) {
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step, Links: e.Links})
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step, Links: e.Links, Wire: e.Wire, Connector: e.Transfer.number()})
 }
 
 // Remove forgets an endpoint, unless a newer process has taken its name.

@@ -12,6 +12,7 @@ import (
 // or, when Refusal is set, answer the client with it.
 type Order struct {
 	Endpoint   Endpoint
+	Prefill    Endpoint // computes the prompt before; the zero Endpoint where Endpoint does so itself
 	Attempt    int
 	Refusal    fleet.Refusal
 	RetryAfter time.Duration
@@ -110,6 +111,19 @@ func (t *Ticket) FirstToken() { t.leg(pool.Leg{Phase: fleet.PhaseFirstToken}) }
 // calls a second are wanted.
 func (t *Ticket) Progress(output fleet.Tokens) {
 	t.leg(pool.Leg{Phase: fleet.PhaseProgress, Output: output})
+}
+
+// Prefilled reports that the first leg of the attempt has ended: the prompt has
+// been computed. It may be called beside the other reports.
+func (t *Ticket) Prefilled(u fleet.Usage) {
+	t.pool.step(&pool.Leg{Req: t.req, Attempt: t.attempt, Prefill: true, Phase: fleet.PhaseDone, Usage: u})
+}
+
+// PrefillFailed reports that the first leg of the attempt has failed. An order
+// follows: another attempt or a refusal.
+func (t *Ticket) PrefillFailed(f fleet.Failure) (orderFollows bool) {
+	t.leg(pool.Leg{Prefill: true, Phase: fleet.PhaseFailed, Failure: f})
+	return true
 }
 
 // Done reports that the answer ended as the engine meant it.
