@@ -2,8 +2,11 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -24,19 +27,61 @@ func (s *served) openTokens(c config.Pool) (*gateway.Tokens, error) {
 	if t.From != config.TokensFile {
 		return g, nil
 	}
-	raw, err := os.ReadFile(t.File)
+	model, err := readModel(t.File, t.Template)
 	if err != nil {
 		source.Close()
-		return nil, fmt.Errorf("kv.tokens.file: %w", err)
-	}
-	model, err := tokens.ReadModel(raw)
-	if err != nil {
-		source.Close()
-		return nil, fmt.Errorf("kv.tokens.file %s: %w", t.File, err)
+		return nil, err
 	}
 	source.Use(c.Name, model)
 	s.sources.Go(func() { s.verifyTokens(s.ctx, g, c) })
 	return g, nil
+}
+
+// readModel reads a model's tokenizer.json, or the one in a directory, and the
+// chat template: of a file of its own, or what is beside the tokenizer. Where
+// none is found there, or one that cannot be read here, conversations are left
+// to the engines; a template that is asked for by name must be read.
+func readModel(file, template string) (*tokens.Model, error) {
+	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		file = filepath.Join(file, "tokenizer.json")
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("kv.tokens.file: %w", err)
+	}
+	m, err := tokens.ReadModel(raw)
+	if err != nil {
+		return nil, fmt.Errorf("kv.tokens.file %s: %w", file, err)
+	}
+	config, err := readAny(filepath.Join(filepath.Dir(file), "tokenizer_config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("kv.tokens.file: %w", err)
+	}
+	if template != "" {
+		source, err := os.ReadFile(template)
+		if err == nil {
+			err = m.ReadTemplate(config, source)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("kv.tokens.template %s: %w", template, err)
+		}
+		return m, nil
+	}
+	source, err := readAny(filepath.Join(filepath.Dir(file), "chat_template.jinja"))
+	if err != nil {
+		return nil, fmt.Errorf("kv.tokens.file: %w", err)
+	}
+	_ = m.ReadTemplate(config, source) // what fails is told when it is compared
+	return m, nil
+}
+
+// readAny reads a file if there is one.
+func readAny(path string) ([]byte, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return raw, err
 }
 
 // tokenizer returns a function that returns a server to ask for tokens: always
