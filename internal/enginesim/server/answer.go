@@ -36,7 +36,7 @@ func (s *Server) complete(chat bool) http.HandlerFunc {
 		fill(&p.id, requestID(r))
 		p.head = p.makeHead()
 		if p.generation, err = s.begin(r.Context(), p.id, choices); err != nil {
-			s.fail(w, r, err)
+			s.failBegun(w, r, err, q.Stream)
 			return
 		}
 		defer p.release()
@@ -105,6 +105,7 @@ func (p *reply) body() []byte {
 	}
 	b = append(b, `],`...)
 	b = p.appendUsage(b)
+	b = p.appendNext(b)
 	return append(b, '}')
 }
 

@@ -33,6 +33,8 @@ var faultKinds = []string{
 	"metrics-stale", "metrics-missing", "metrics-empty", "metrics-huge", "slow", "crash",
 	"kv-drop", "kv-swap", "kv-duplicate", "kv-corrupt", "kv-malformed", "kv-unknown",
 	"kv-ring-short", "kv-replay-off", "kv-replay-slow", "kv-restart",
+	"pd-die-before", "pd-die-after", "pd-die-before-pull", "pd-die-after-pull", "pd-side-gone", "pd-restart", "pd-stale",
+	"pd-slow-link", "pd-expire", "pd-no-heartbeat", "pd-incompatible", "pd-hang", "pd-wrong-block", "pd-unregistered",
 }
 
 // validate fills in defaults and says what is wrong.
@@ -51,6 +53,8 @@ func (f *Fault) validate() error {
 		}
 	case "slow":
 		fill(&f.Factor, 3)
+	case "pd-slow-link":
+		fill(&f.Factor, 10)
 	case "garbage", "garbage-body":
 		fill(&f.Bytes, 512)
 	case "metrics-huge":
@@ -200,6 +204,9 @@ func (s *Server) checkFault(f *Fault) error {
 	if s.kv == nil && strings.HasPrefix(f.Kind, "kv-") {
 		return badRequest("kind", "kind: %q is for engines that publish KV events; this one was started without", f.Kind)
 	}
+	if s.pd == nil && strings.HasPrefix(f.Kind, "pd-") {
+		return badRequest("kind", "kind: %q is for engines with a KV connector; this one was started without", f.Kind)
+	}
 	return nil
 }
 
@@ -232,6 +239,8 @@ func (s *Server) apply(f Fault) {
 		go s.crash()
 	case "kv-restart":
 		s.restartKV(f.Clear)
+	case "pd-restart":
+		s.restartPD()
 	default:
 		s.faults.set(f)
 	}

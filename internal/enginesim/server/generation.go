@@ -18,6 +18,7 @@ type choice struct {
 	pool    bool   // no tokens are wanted
 	tokens  []uint32
 	salt    string // cache salt
+	move    *move  // nil: it is computed here and nowhere else
 	answer  answer
 }
 
@@ -36,6 +37,13 @@ type generation struct {
 // ends the handler, a client gone above all, release must free the engine.
 func (s *Server) begin(ctx context.Context, id string, choices []choice) (*generation, error) {
 	s.load.Add(1)
+	if err := s.fetch(ctx, choices); err != nil {
+		s.load.Add(-1)
+		return nil, err
+	}
+	if len(choices) > 0 && choices[0].move != nil && choices[0].move.short {
+		return &generation{server: s, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
+	}
 	call, err := s.submit(id, choices)
 	for {
 		held, ok := errors.AsType[heldError](err)
@@ -53,6 +61,7 @@ func (s *Server) begin(ctx context.Context, id string, choices []choice) (*gener
 	}
 	if err != nil {
 		s.load.Add(-1)
+		s.leave(choices)
 		return nil, err
 	}
 	return &generation{server: s, choices: choices, call: call, cut: s.faults.cut(), sent: make([]int, len(choices))}, nil
@@ -62,6 +71,7 @@ func (s *Server) begin(ctx context.Context, id string, choices []choice) (*gener
 func (g *generation) release() {
 	g.server.load.Add(-1)
 	g.server.drop(g.call)
+	g.server.leave(g.choices)
 }
 
 // ended reports whether choice i will get no more tokens.
@@ -86,6 +96,8 @@ func (g *generation) reason(i int) string {
 	switch {
 	case g.call.legs[i].state.Load() == legAborted:
 		return "abort"
+	case g.choices[i].move != nil && g.choices[i].move.short:
+		return "cache_threshold"
 	case a.tool != "" && a.finish == enginesim.FinishStop:
 		return "tool_calls"
 	}
@@ -125,7 +137,7 @@ var errStopped = errors.New("the engine has stopped")
 func (g *generation) wait(ctx context.Context) error {
 	select {
 	case <-g.call.wake:
-		return nil
+		return g.call.failed()
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-g.server.closed:
@@ -144,12 +156,16 @@ func (g *generation) await(ctx context.Context) error {
 		g.sent[i] = g.have(i)
 		g.out += g.sent[i]
 	}
-	return nil
+	return g.call.failed()
 }
 
 // whole answers in one piece, which body writes once all choices have ended.
 func (g *generation) whole(w http.ResponseWriter, r *http.Request, body func() []byte) {
 	if err := g.await(r.Context()); err != nil {
+		if failure, ok := errors.AsType[*apiError](err); ok {
+			g.server.fail(w, r, failure)
+			return
+		}
 		panic(http.ErrAbortHandler) // the only way to break off without an answer
 	}
 	b := body()
@@ -160,6 +176,7 @@ func (g *generation) whole(w http.ResponseWriter, r *http.Request, body func() [
 		breakOff(w)
 	}
 	w.Write(b)
+	g.server.answered(w, g.choices)
 }
 
 // framer writes the events of one dialect's streams; each method appends to b
@@ -191,11 +208,15 @@ func (g *generation) stream(w http.ResponseWriter, r *http.Request, f framer) {
 			}
 		}
 		if complete {
+			g.server.answered(w, g.choices)
 			return
 		}
 		if err := g.wait(r.Context()); err != nil {
 			if errors.Is(err, errStopped) {
 				panic(http.ErrAbortHandler)
+			}
+			if failure, ok := errors.AsType[*apiError](err); ok {
+				writeErrorEvent(w, failure)
 			}
 			return
 		}

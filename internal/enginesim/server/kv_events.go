@@ -255,6 +255,7 @@ func (s *Server) restartKV(fence bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.engine.DropCache(s.now(), true)
+	s.lose("the process has ended")
 	for range s.engine.TakeEvents() { // a process that is killed says nothing
 	}
 	f.held, f.tokens = nil, f.tokens[:0]

@@ -17,10 +17,14 @@ import (
 type Node struct {
 	Server *Server
 
-	url    string
-	kv     [2]net.Listener // of KV events and of replays; nil for none
-	http   *http.Server    // nil for a rank behind a front
-	stop   context.CancelFunc
+	url  string
+	kv   [2]net.Listener // of KV events and of replays; nil for none
+	http *http.Server    // nil for a rank behind a front
+	stop context.CancelFunc
+
+	side      net.Listener // of the side channel; nil for none
+	bootstrap *http.Server // nil for none
+
 	done   chan struct{}
 	ending sync.Once
 	work   sync.WaitGroup
@@ -60,6 +64,10 @@ func newNode(c Config) (*Node, error) {
 // start runs the engine and tells of its KV; it answers no requests yet.
 func (n *Node) start() error {
 	if err := n.listenKV(); err != nil {
+		return err
+	}
+	if err := n.listenPD(); err != nil {
+		n.closeKV()
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -183,6 +191,7 @@ func (n *Node) Close() error {
 	n.ending.Do(func() {
 		n.stop()
 		n.closeKV()
+		n.closePD()
 		n.work.Wait()
 		close(n.done)
 	})

@@ -74,6 +74,8 @@ type Options struct {
 	CPUBandwidth  float64      // bytes per second and accelerator; 0: 25e9, PCIe 4 x16
 	DiskBandwidth float64      // bytes per second and accelerator; 0: 6e9, one NVMe drive
 
+	PD PDOptions // what it has to do with requests of two legs
+
 	DevMode      bool // vLLM's routes for sleeping, pausing and resetting
 	RefuseAsleep bool // 503 while asleep; otherwise requests wait until it wakes
 }
@@ -102,6 +104,7 @@ func (o Options) withDefaults() Options {
 		fill(&o.KVReplayForm, ReplayTopic)
 	}
 	fill(&o.KVReplayForm, ReplayTopicless)
+	o.PD = o.PD.withDefaults()
 	if s, err := o.serving(); err == nil {
 		o.Model, o.Accelerator, o.DP, o.EP = s.Shape.Name, s.Accelerator.Name, s.DP, s.EP
 		fill(&o.KVTokens, fleet.Tokens(s.KVTokens())/enginesim.BlockTokens*enginesim.BlockTokens)
@@ -158,6 +161,7 @@ func (o Options) Validate() error {
 	check(o.BudgetTokens > 0, "budget-tokens", o.BudgetTokens, "a number above 0")
 	check(o.OutputMean >= 1, "output-mean", o.OutputMean, "at least 1")
 	o.checkKV(check)
+	o.checkPD(check)
 	if err == nil {
 		check(o.KVTokens >= 2*enginesim.BlockTokens, "kv-tokens", o.KVTokens, "at least 32")
 		check(o.MaxModelLen > 1 && o.MaxModelLen <= o.KVTokens, "max-model-len", o.MaxModelLen,

@@ -35,6 +35,7 @@ type Server struct {
 	handler http.Handler
 	faults  faults
 	kv      *feed // nil: no KV events
+	pd      *pd   // nil: no part in requests of two legs
 	onCrash func()
 
 	wake   chan struct{} // one slot: the engine has something new
@@ -85,6 +86,19 @@ type call struct {
 	ids  []fleet.ReqID
 	legs []leg
 	wake chan struct{} // one slot
+
+	failure atomic.Pointer[error] // nil: none
+}
+
+// fail has the handler end with err; it must be woken.
+func (c *call) fail(err error) { c.failure.CompareAndSwap(nil, &err) }
+
+// failed is why the handler must end.
+func (c *call) failed() error {
+	if err := c.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // New returns a server of a valid configuration; Config.Validate says what is
@@ -103,7 +117,7 @@ func New(c Config) (*Server, error) {
 		options: o, epoch: time.Now(), onCrash: c.OnCrash,
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
 		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMeter(o),
-		kv: newFeed(o),
+		kv: newFeed(o), pd: newPD(o),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
 	for _, l := range o.LoRAs {
@@ -192,7 +206,7 @@ func (s *Server) advance() (time.Duration, bool) {
 	for i := range s.outputs {
 		s.deliver(&s.outputs[i])
 	}
-	return next.Sub(s.now()), next != fleet.Never && !s.rest.frozen
+	return s.watchLeases(next.Sub(s.now()), next != fleet.Never && !s.rest.frozen)
 }
 
 // deliver passes one output on to its request and to the metrics.
@@ -206,9 +220,12 @@ func (s *Server) deliver(o *enginesim.Output) {
 		return
 	}
 	s.metrics.token(l, o)
-	l.cached.Store(int64(o.Cached))
+	l.cached.Store(int64(max(o.Cached, min(l.choice.received(), l.prompt-1))))
 	l.have.Store(int64(o.Tokens))
 	if o.Finish != enginesim.NotFinished {
+		if s.hold(o.Req, l) {
+			return
+		}
 		l.state.Store(legDone)
 		s.remove(o.Req)
 	}
@@ -238,7 +255,7 @@ func (s *Server) submit(id string, choices []choice) (*call, error) {
 		err := s.engine.Submit(now, enginesim.Request{
 			ID: id, Chain: ch.answer.chain, Prompt: fleet.Tokens(ch.prompt),
 			Output: fleet.Tokens(len(ch.answer.ends)), Finish: ch.answer.finish,
-			Adapter: ch.adapter, Pool: ch.pool,
+			Adapter: ch.adapter, Pool: ch.pool, Received: ch.received(), Keep: ch.keeps(),
 		})
 		if err != nil {
 			s.dropLocked(c)

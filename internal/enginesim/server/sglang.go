@@ -74,7 +74,7 @@ func (s *Server) serverArgs() map[string]any {
 		"model_path": o.Model, "served_model_name": o.Model, "tp_size": o.TP, "pp_size": 1, "dp_size": 1,
 		"context_length": o.MaxModelLen, "page_size": enginesim.BlockTokens, "max_running_requests": o.MaxSeqs,
 		"chunked_prefill_size": o.BudgetTokens, "max_prefill_tokens": o.BudgetTokens, "schedule_policy": "fcfs",
-		"mem_fraction_static": 0.88, "disaggregation_mode": "null", "enable_metrics": !o.NoMetrics,
+		"mem_fraction_static": 0.88, "disaggregation_mode": s.pd.mode(), "enable_metrics": !o.NoMetrics,
 		"enable_lora": o.hasLoRA(), "max_loras_per_batch": o.MaxLoRAs, "disable_radix_cache": false, "random_seed": o.Seed,
 	}
 }
@@ -158,7 +158,11 @@ func (s *Server) dropCache(preempt bool) bool {
 	defer s.mu.Unlock()
 	defer nudge(s.wake)
 	stats := s.engine.Stats()
-	return (preempt || stats.Running+stats.Waiting == 0) && s.engine.DropCache(s.now(), preempt)
+	if !preempt && stats.Running+stats.Waiting > 0 || !s.engine.DropCache(s.now(), preempt) {
+		return false
+	}
+	s.lose("the cache was dropped")
+	return true
 }
 
 // abortRequest ends the requests whose id begins with "rid".

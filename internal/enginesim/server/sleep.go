@@ -102,6 +102,7 @@ func (s *Server) stop(r *http.Request, mode string) bool {
 // remove takes a leg off the books. It needs s.mu.
 func (s *Server) remove(id fleet.ReqID) {
 	delete(s.legs, id)
+	s.rousePD()
 	if len(s.legs) == 0 && s.rest.idle != nil {
 		close(s.rest.idle)
 		s.rest.idle = nil

@@ -61,6 +61,8 @@ type wireRequest struct {
 		ContinuousUsage bool `json:"continuous_usage_stats"`
 	} `json:"stream_options"`
 
+	wireTransfer
+
 	fallback int // most tokens, if the request does not say; 0: 16
 }
 
@@ -157,7 +159,7 @@ func (s *Server) plan(q *wireRequest, chat bool) (choices []choice, model string
 		}
 		choices = append(choices, s.speak(q, served.adapter, tokens, limit, v, script)...)
 	}
-	return choices, served.name, nil
+	return choices, served.name, s.join(q, choices)
 }
 
 // prompts checks a request and returns the tokens of each prompt, and in which
