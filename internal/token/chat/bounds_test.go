@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"unicode/utf8"
 )
@@ -63,11 +64,15 @@ func TestRendersAlikeEachTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		if got, err := v.Render(in.(*Dict), now); err != nil || got != "3[1]" {
-			t.Errorf("%q, %v", got, err)
-		}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if got, err := v.Render(in.(*Dict), now); err != nil || got != "3[1]" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // Any source is read or refused, and rendered or refused.

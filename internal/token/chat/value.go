@@ -164,7 +164,9 @@ func (f *frame) sequence(v any) []any {
 		if v.spent {
 			fail("an iterator is gone through twice")
 		}
-		v.spent = v.shape == shapeLazy
+		if v.shape == shapeLazy {
+			v.spent = true // and nothing is written to values that others share
+		}
 		f.charge(len(v.items))
 		return v.items
 	case *Dict:
