@@ -237,15 +237,16 @@ func (k *Keep) carryOut(ctx context.Context, o kv.Order) {
 
 // Status is what is kept, and what keeping has done.
 type Status struct {
-	Kept   int
-	Bytes  int
-	Tokens map[string]fleet.Tokens // by tenant
-	Counts kv.KeepCounts
+	Kept      int
+	Endpoints int // that have been seen
+	Bytes     int
+	Tokens    map[string]fleet.Tokens // by tenant
+	Counts    kv.KeepCounts
 }
 
 // Status returns the state of the memory.
 func (k *Keep) Status() Status {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return Status{Kept: len(k.texts), Bytes: k.keeper.Bytes(), Tokens: k.keeper.Spent(), Counts: k.keeper.Counts()}
+	return Status{Kept: len(k.texts), Endpoints: k.keeper.Endpoints(), Bytes: k.keeper.Bytes(), Tokens: k.keeper.Spent(), Counts: k.keeper.Counts()}
 }

@@ -504,6 +504,10 @@ func (k *Keeper) Named(tenant, name string) (*Kept, bool) {
 // Spent returns the tokens kept of each tenant that has any.
 func (k *Keeper) Spent() map[string]fleet.Tokens { return maps.Clone(k.spent) }
 
+// Endpoints returns how many endpoints are known: those that come from now on are
+// new.
+func (k *Keeper) Endpoints() int { return len(k.homes) }
+
 // Bytes returns how much text is remembered.
 func (k *Keeper) Bytes() int { return k.bytes }
 
