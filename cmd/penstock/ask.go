@@ -183,6 +183,7 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 	default:
 		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
 	}
+	explainPlans(w, a.Plans)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "endpoint\tverdict\tscore\tcached\tby\tbacklog\tin flight\tpredicted TTFT\tTPOT\tgauges' age\t")
 	for _, c := range a.Candidates {
@@ -196,6 +197,25 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 	t.Flush()
 	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
 		fmt.Fprintf(w, "of %d endpoints: %v\n", total(a.Counts), a.Counts)
+	}
+}
+
+// explainPlans tells the kinds of plans that were compared.
+func explainPlans(w io.Writer, plans []obs.Plan) {
+	for _, p := range plans {
+		what := "whole on " + p.Endpoint
+		if p.Prefill != "" {
+			what = fmt.Sprintf("prompt on %s, answer on %s", p.Prefill, p.Endpoint)
+		}
+		moved := ""
+		if p.MoveMs > 0 {
+			moved = fmt.Sprintf(", of which %.1f ms to move its KV", p.MoveMs)
+		}
+		taken := ""
+		if p.Taken {
+			taken = "  <- taken"
+		}
+		fmt.Fprintf(w, "  %s: first token after %.1f ms%s; costs %.3f s in all, its own and others'%s\n", what, p.TTFTMs, moved, p.Cost, taken)
 	}
 }
 

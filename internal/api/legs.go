@@ -2,6 +2,7 @@ package api
 
 import (
 	"slices"
+	"strconv"
 )
 
 // Field is a member of a JSON object: a plain name and a raw value.
@@ -86,4 +87,63 @@ func (k Kind) ToPrefill(body []byte, more ...Field) ([]byte, error) {
 		}
 	}
 	return Splice(body, append(put, more...), "stream_options", "min_tokens", "n", "best_of")
+}
+
+// SetCached appends to dst an answer, or the data of one of its events, that says
+// of so many of its prompt tokens that they were cached; where it tells no usage it
+// stays as it is. An engine that takes a prompt over from another counts what was
+// moved as cached, which it was for nobody.
+func SetCached(dst, body []byte, cached int) []byte {
+	usage := memberAt(body, "usage")
+	if usage == nil || len(usage.raw) == 0 || usage.raw[0] != '{' {
+		return append(dst, body...)
+	}
+	for _, name := range [...]string{"prompt_tokens_details", "input_tokens_details"} {
+		details := memberAt(usage.raw, name)
+		if details == nil || len(details.raw) == 0 || details.raw[0] != '{' {
+			continue
+		}
+		if n := memberAt(details.raw, "cached_tokens"); n != nil {
+			from := usage.from + details.from + n.from
+			dst = strconv.AppendInt(append(dst, body[:from]...), int64(cached), 10)
+			return append(dst, body[from+len(n.raw):]...)
+		}
+	}
+	return append(dst, body...)
+}
+
+// SetCachedEvent is SetCached of a whole event, whose data is on one line.
+func SetCachedEvent(dst, event []byte, cached int) []byte {
+	data, rest, found := cutData(event)
+	if !found {
+		return append(dst, event...)
+	}
+	before := len(event) - len(rest) - len(data)
+	dst = SetCached(append(dst, event[:before]...), data, cached)
+	return append(dst, rest...)
+}
+
+// member is the place of a member's value.
+type member struct {
+	from int
+	raw  []byte
+}
+
+// memberAt returns where the value of a top-level member stands, nil when there is
+// none.
+func memberAt(body []byte, name string) *member {
+	s := scanner{b: body}
+	var found *member
+	for it := s.object(); it.next(); {
+		match := string(plainKey(it.key)) == name
+		s.space()
+		from := s.i
+		if v := s.value(); match && s.err == nil {
+			found = &member{from, v}
+		}
+	}
+	if s.err != nil {
+		return nil
+	}
+	return found
 }

@@ -60,3 +60,25 @@ func FuzzSplice(f *testing.F) {
 		}
 	})
 }
+
+func TestSetCached(t *testing.T) {
+	for _, x := range []struct{ in, want string }{
+		{`{"id":"a","usage":{"prompt_tokens":9,"prompt_tokens_details":{"audio":0,"cached_tokens": 8},"total":10},"z":1}`, `{"id":"a","usage":{"prompt_tokens":9,"prompt_tokens_details":{"audio":0,"cached_tokens": 3},"total":10},"z":1}`},
+		{`{"usage":{"input_tokens_details":{"cached_tokens":8}}}`, `{"usage":{"input_tokens_details":{"cached_tokens":3}}}`},
+		{`{"usage":null}`, `{"usage":null}`},
+		{`{"usage":{"prompt_tokens":9,"prompt_tokens_details":null}}`, `{"usage":{"prompt_tokens":9,"prompt_tokens_details":null}}`},
+		{`{"choices":[]}`, `{"choices":[]}`},
+	} {
+		if got := string(SetCached(nil, []byte(x.in), 3)); got != x.want {
+			t.Errorf("%s\nbecame %s", x.in, got)
+		}
+		if got := string(SetCachedEvent(nil, []byte("data: "+x.in+"\n\n"), 3)); got != "data: "+x.want+"\n\n" {
+			t.Errorf("as an event %s\nbecame %s", x.in, got)
+		}
+	}
+	for _, plain := range []string{": comment\n\n", "data: [DONE]\n\n", ""} {
+		if got := string(SetCachedEvent(nil, []byte(plain), 3)); got != plain {
+			t.Errorf("%q became %q", plain, got)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/config"
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/perf"
 )
@@ -26,12 +27,31 @@ type Fleet struct {
 	Accelerators []string        // dealt to the replicas in turn; empty for that of the options
 	Slow         map[int]float64 // replicas that are so many times slower than their equals
 	NoEvents     bool            // they keep what they cache to themselves
+	// Prefill and Decode above 0 split requests: so many engines compute prompts, and
+	// so many take them over and answer. Replicas is then their sum.
+	Prefill, Decode int
+}
+
+// split reports whether requests are split, or what is wrong.
+func (f *Fleet) split() (bool, error) {
+	if f.Prefill == 0 && f.Decode == 0 {
+		return false, nil
+	}
+	if f.Prefill < 1 || f.Decode < 1 {
+		return false, fmt.Errorf("--prefill and --decode must both be at least 1, are %d and %d", f.Prefill, f.Decode)
+	}
+	f.Replicas = f.Prefill + f.Decode
+	return true, nil
 }
 
 // Simulate starts a fleet of engines, alike but for their accelerators, their
 // noise and those that are slow. The gateway is told the variants, and not who is
 // slow.
 func Simulate(o server.Options, f Fleet) (*Simulated, error) {
+	split, err := f.split()
+	if err != nil {
+		return nil, err
+	}
 	if f.Replicas < 1 || f.Replicas > maxReplicas {
 		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, f.Replicas)
 	}
@@ -45,10 +65,18 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	}
 	s := &Simulated{Pool: config.DefaultPool()}
 	s.Pool.Name = "sim"
+	if split {
+		o.PD.Connector, s.Pool.KV.Transfer.Connector = server.NIXL, string(engine.ConnectorNIXL)
+	}
 	for i := range f.Replicas {
 		o.Replica, o.Factor = i, f.Slow[i]
 		if n := len(f.Accelerators); n > 0 {
 			o.Accelerator = f.Accelerators[i%n]
+		}
+		if split {
+			if o.PD.Role = server.RoleDecode; i < f.Prefill {
+				o.PD.Role = server.RolePrefill
+			}
 		}
 		if err := s.start(o); err != nil {
 			s.Close()
@@ -69,6 +97,9 @@ func (s *Simulated) start(o server.Options) error {
 	o = n.Server.Options()
 	name := strings.ToLower(o.Accelerator)
 	e := config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name}
+	if o.PD.Connector != "" {
+		e.Role, e.Name = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica)
+	}
 	if events, replay := n.KVAddresses(); events != "" {
 		e.Events = "tcp://" + events
 		if replay != "" {
@@ -93,6 +124,9 @@ func (s *Simulated) start(o server.Options) error {
 
 // maxReplicas bounds the servers of one process.
 const maxReplicas = 256
+
+// Engines returns how many there are.
+func (s *Simulated) Engines() int { return len(s.nodes) }
 
 // Options returns the engines' options, defaults filled in.
 func (s *Simulated) Options() server.Options { return s.nodes[0].Server.Options() }

@@ -46,9 +46,10 @@ type exchange struct {
 	at        live.Endpoint // where the present attempt is answered
 	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
 	lost      atomic.Pointer[lostPrefill]
-	ownedID   string // stored response that has been noted
-	committed bool   // headers have gone to the client
-	cut       bool   // the answer is incomplete, which only a broken connection can say
+	preCached atomic.Int64 // prompt tokens it had cached, as it says; -1 when it does not, or there is none
+	ownedID   string       // stored response that has been noted
+	committed bool         // headers have gone to the client
+	cut       bool         // the answer is incomplete, which only a broken connection can say
 	deadline  time.Time
 	gaps      *gaps // between the events of a stream; nil before one
 	payload   *engine.Payload
@@ -117,6 +118,7 @@ func (x *exchange) run() {
 		x.access.Attempts, x.access.Outcome.Endpoint, x.access.Endpoint = o.Attempt, o.Endpoint.ID, o.Endpoint.Name
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
 		x.at, x.pre = o.Endpoint, o.Prefill
+		x.preCached.Store(-1)
 		if !x.attempt() {
 			return
 		}

@@ -99,6 +99,7 @@ func (x *exchange) prefilled(answer []byte) {
 	if c, ok := api.ReadAnswer(x.toward.kind.Protocol(), answer); ok {
 		u = c.Usage
 	}
+	x.preCached.Store(int64(u.Cached))
 	x.ticket.Prefilled(u)
 }
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -146,7 +147,7 @@ func (s *stream) end() verdict {
 // take looks at whole events and forwards those that are in order.
 func (s *stream) take(whole []byte) verdict {
 	good, begun, done := 0, s.x.committed, false
-	asIs := !s.x.toward.retell && !s.x.toward.rename
+	asIs := !s.x.toward.retell && !s.x.toward.rename && s.x.pre.ID == fleet.NoEndpoint
 	s.told = s.told[:0]
 	bad := fine
 	now := time.Now()
@@ -154,6 +155,7 @@ func (s *stream) take(whole []byte) verdict {
 		if bad != fine {
 			return
 		}
+		ev = s.moved(ev)
 		c := api.ReadEvent(s.protocol, ev)
 		if bad = faultOf(c); bad != fine {
 			// Before anything is promised somebody else may do better; after it,
@@ -185,10 +187,22 @@ func (s *stream) take(whole []byte) verdict {
 	return bad
 }
 
+// moved returns an event that counts as cached what was so where the prompt was
+// computed.
+func (s *stream) moved(ev []byte) []byte {
+	n := s.x.preCached.Load()
+	if n < 0 || !bytes.Contains(ev, []byte(`"cached_tokens"`)) {
+		return ev
+	}
+	return api.SetCachedEvent(make([]byte, 0, len(ev)+16), ev, int(n))
+}
+
 // tell appends an event to told as the client gets it.
 func (s *stream) tell(ev []byte, c api.Chunk) verdict {
 	x := s.x
 	switch {
+	case !x.toward.retell && !x.toward.rename:
+		s.told = append(s.told, ev...)
 	case !x.toward.retell:
 		s.told = api.RenameEvent(s.told, ev, x.service.Model, x.access.Model)
 	case c.Error:

@@ -50,6 +50,9 @@ func (x *exchange) passWhole(ctx context.Context, resp *http.Response) bool {
 	if err != nil {
 		return x.failed(ctx, fleet.FailStream, fmt.Errorf("read answer: %w", err))
 	}
+	if n := x.preCached.Load(); n >= 0 {
+		body = api.SetCached(make([]byte, 0, len(body)+16), body, int(n))
+	}
 	c, ok := api.ReadAnswer(x.toward.kind.Protocol(), body)
 	switch {
 	case !ok:

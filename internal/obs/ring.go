@@ -179,6 +179,21 @@ type Attempt struct {
 	Margin     float64        `json:"margin"`
 	Counts     map[string]int `json:"endpointsByVerdict"`
 	Candidates []Candidate    `json:"candidates"`
+	// Prefill is where the prompt is computed, for the chosen to take over; Plans are
+	// the best ways of their kinds, where there was a choice between kinds.
+	Prefill string `json:"prefill,omitempty"`
+	Plans   []Plan `json:"plans,omitempty"`
+}
+
+// Plan is one way to serve a request and what it was predicted to cost.
+type Plan struct {
+	Kind     string  `json:"kind"` // whole or split
+	Endpoint string  `json:"endpoint"`
+	Prefill  string  `json:"prefill,omitempty"`
+	TTFTMs   float64 `json:"predictedTtftMs"`
+	MoveMs   float64 `json:"predictedMoveMs,omitempty"` // of that, to move KV
+	Cost     float64 `json:"costSeconds"`               // of the request and of others
+	Taken    bool    `json:"taken"`
 }
 
 // Candidate is one endpoint as the policy saw it.
@@ -231,6 +246,23 @@ func (r *Ring) render(e *entry) Record {
 	return rec
 }
 
+// plans returns the kinds of plans that were compared; nothing where there was one
+// kind only.
+func (r *Ring) plans(pool string, d *fleet.Decision) []Plan {
+	if d.Split.Endpoint == fleet.NoEndpoint {
+		return nil
+	}
+	plan := func(kind string, c fleet.PlanCost, taken bool) Plan {
+		p := Plan{Kind: kind, Endpoint: r.name(pool, c.Endpoint), TTFTMs: Millis(c.TTFT), MoveMs: Millis(c.Move), Cost: c.Cost, Taken: taken}
+		if c.Prefill != fleet.NoEndpoint {
+			p.Prefill = r.name(pool, c.Prefill)
+		}
+		return p
+	}
+	split := d.Prefill != fleet.NoEndpoint
+	return []Plan{plan("whole", d.Whole, !split), plan("split", d.Split, split)}
+}
+
 func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	at := Attempt{
 		Attempt: d.Attempt, Policy: d.Policy, QueuedMs: Millis(d.Queued), Chosen: r.name(pool, d.Chosen), Margin: d.Margin,
@@ -242,6 +274,10 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	if d.Shadow != fleet.NoEndpoint {
 		at.Shadow = r.name(pool, d.Shadow)
 	}
+	if d.Prefill != fleet.NoEndpoint {
+		at.Prefill = r.name(pool, d.Prefill)
+	}
+	at.Plans = r.plans(pool, d)
 	for v, n := range d.Counts {
 		if n > 0 {
 			at.Counts[fleet.Verdict(v).String()] = n
