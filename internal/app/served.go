@@ -45,6 +45,7 @@ type served struct {
 	registry    *discovery.Registry        // nil unless the API may add endpoints
 	stopSources context.CancelFunc
 	sources     sync.WaitGroup
+	checks      sync.WaitGroup // that end with ctx
 }
 
 // The names under which the list of the file and the models' own answers stand
@@ -243,6 +244,7 @@ func (s *served) close() error {
 	s.members.leaving.Wait()
 	s.loops.Wait()
 	s.feeds.Wait()
+	s.checks.Wait()
 	s.keeping.Wait()
 	if s.tokens != nil {
 		s.tokens.Source.Close()

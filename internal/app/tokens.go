@@ -33,7 +33,9 @@ func (s *served) openTokens(c config.Pool) (*gateway.Tokens, error) {
 		return nil, err
 	}
 	source.Use(c.Name, model)
-	s.sources.Go(func() { s.verifyTokens(s.ctx, g, c) })
+	// Not one of the sources, whose end a reload waits for: it may take as long as no
+	// engine answers.
+	s.checks.Go(func() { s.verifyTokens(s.ctx, g, c) })
 	return g, nil
 }
 

@@ -203,6 +203,9 @@ func TestSplitsKeepTheLaws(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}, first: map[fleet.ReqID]int{}}
+		for id := range fleet.EndpointID(4) {
+			m.step(t, &Endpoint{Endpoint: id + 1, Connector: 1, Wire: fleet.Link{PerToken: 1e-9}})
+		}
 		t.Repeat(m.moves())
 		m.drain(t)
 		splits += m.splits
