@@ -8,8 +8,9 @@ import (
 // prefixAffinity weighs what an endpoint has cached of the prompt against the
 // work that stands before it, all in prompt tokens. The score is minus
 //
-//	backlog + uncached·(1 + displaced·full) + active/activePerToken + overflow + adapter
+//	backlog + uncached·(1 + displaced·full) + fetch + active/activePerToken + overflow + adapter
 //
+// fetch is what bringing the cached part to the GPU takes that is at slower tiers.
 // backlog is what must be computed before the request and uncached what must be
 // computed for it: together its own wait. Where the cache is full, each token
 // computed also pushes out one that somebody would have found, who then
@@ -58,9 +59,26 @@ func (prefixAffinity) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 		if v.KVTokens[c] > 0 {
 			overflow = max(v.Active[c]+uncached-capacity, 0)
 		}
-		out.Score[c] = -(float64(v.Backlog[c]+overflow) + float64(uncached)*(1+displaced*full) + float64(v.Active[c])/activePerToken + adapterCost(v.Adapter[c]))
+		out.Score[c] = -(float64(v.Backlog[c]+overflow) + float64(uncached)*(1+displaced*full) + float64(v.Active[c])/activePerToken + adapterCost(v.Adapter[c]) + fetchCost(v, c))
 	}
 	pickBest(q, r, out)
+}
+
+// fetchShare is what fetching one token from a slower tier costs, in prompt tokens,
+// where the speed of neither is known: 5 us over PCIe against 50 to compute it.
+const fetchShare = 0.1
+
+// fetchCost is what it takes to bring to the GPU what is cached elsewhere, in prompt
+// tokens.
+func fetchCost(v *View, c int) float64 {
+	if c >= len(v.Cache) || v.Cache[c].Fetch <= 0 {
+		return 0
+	}
+	if s := &v.Step[c]; s.Known() && s.PerPrompt > 0 {
+		return v.Cache[c].Fetch.Seconds() / s.PerPrompt
+	}
+	k := &v.Cache[c]
+	return fetchShare * float64(k.CPU+k.Disk+k.Shared)
 }
 
 // adapterCost is what an adapter's fit costs, in prompt tokens.
