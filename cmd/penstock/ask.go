@@ -222,19 +222,20 @@ func explainPlans(w io.Writer, plans []obs.Plan) {
 // cachedTokens prints what of a prompt an endpoint has, and where it is not on
 // the GPU.
 func cachedTokens(c *obs.Candidate) string {
-	text := strconv.Itoa(c.Matched)
+	var text strings.Builder
+	text.WriteString(strconv.Itoa(c.Matched))
 	for _, t := range []struct {
 		name string
 		n    int
 	}{{"cpu", c.CPU}, {"disk", c.Disk}, {"shared", c.Shared}} {
 		if t.n > 0 {
-			text += fmt.Sprintf(", %d on %s", t.n, t.name)
+			fmt.Fprintf(&text, ", %d on %s", t.n, t.name)
 		}
 	}
 	if c.FetchMs > 0 {
-		text += fmt.Sprintf(" (%.0f ms)", c.FetchMs)
+		fmt.Fprintf(&text, " (%.0f ms)", c.FetchMs)
 	}
-	return text
+	return text.String()
 }
 
 func total(counts map[string]int) int {

@@ -71,7 +71,7 @@ func (l *lean) think(v *View, q *Query) {
 	l.due = q.Now.Add(leanEvery)
 	l.group = l.group[:0]
 	for _, c := range q.Candidates {
-		if contains(q.Prefills, c) && v.Connector[c] == v.Connector[q.Prefills[0]] && v.Step[c].Known() {
+		if slices.Contains(q.Prefills, c) && v.Connector[c] == v.Connector[q.Prefills[0]] && v.Step[c].Known() {
 			l.group = append(l.group, c)
 		}
 	}
@@ -80,15 +80,6 @@ func (l *lean) think(v *View, q *Query) {
 	}
 	slices.SortFunc(l.group, func(a, b int) int { return cmp.Compare(v.ID[a], v.ID[b]) })
 	l.deal(v, q)
-}
-
-func contains(slots []int, c int) bool {
-	for _, s := range slots {
-		if s == c {
-			return true
-		}
-	}
-	return false
 }
 
 // deal decides how many lean, and which.
@@ -164,7 +155,7 @@ func (l *lean) answering(q *Query, dst []int) []int {
 func (l *lean) computing(q *Query, dst []int) []int {
 	dst = dst[:0]
 	for _, c := range q.Prefills {
-		if c < len(l.is) && l.is[c] || !contains(q.Candidates, c) {
+		if c < len(l.is) && l.is[c] || !slices.Contains(q.Candidates, c) {
 			dst = append(dst, c)
 		}
 	}

@@ -59,7 +59,7 @@ func TestIndexSurvivesWhatBefallsEvents(t *testing.T) {
 	}{
 		{"ring", func(e *Events) { e.Ring = 10_000 }, 100 * time.Millisecond, false},
 		{"short ring", func(e *Events) { e.Ring = 3 }, 0, false},
-		{"no replay", func(e *Events) {}, 0, false},
+		{"no replay", func(*Events) {}, 0, false},
 		{"ring, clearing first", func(e *Events) { e.Ring, e.ClearFirst = 10_000, true }, 100 * time.Millisecond, true},
 	} {
 		t.Run(x.name, func(t *testing.T) {

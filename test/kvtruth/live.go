@@ -32,7 +32,6 @@ const (
 // rig is a gateway before simulated engines, all in this process, over sockets.
 type rig struct {
 	*app.App
-	nodes []*app.Simulated
 	fleet *app.Simulated
 	pool  *pools.Pool
 
