@@ -22,7 +22,18 @@ type Config struct {
 	Retry   flow.Retry    `json:"retry"`   // how often a request may be tried elsewhere
 	Health  health.Config `json:"health"`  // when an endpoint is out, and when back
 	Index   kv.Config     `json:"index"`   // what is believed of caches, and how much of it is kept
+	Split   Split         `json:"split"`   // when one endpoint computes the prompt for another: auto, always or never
 }
+
+// Split says when a request is served by two endpoints.
+type Split string
+
+// When requests are split.
+const (
+	SplitAuto   Split = "auto"   // where the policy finds that it pays
+	SplitAlways Split = "always" // wherever two endpoints can
+	SplitNever  Split = "never"
+)
 
 // Default returns the configuration of a pool that sets nothing.
 func Default() Config {
@@ -34,6 +45,7 @@ func Default() Config {
 		Retry:   flow.DefaultRetry(),
 		Health:  health.Default(),
 		Index:   kv.Default(),
+		Split:   SplitAuto,
 	}
 }
 
@@ -61,6 +73,9 @@ func (c Config) Validate() []error {
 	under("retry", c.Retry.Validate())
 	under("health", c.Health.Validate())
 	under("index", c.Index.Validate())
+	if c.Split != SplitAuto && c.Split != SplitAlways && c.Split != SplitNever {
+		errs = append(errs, fmt.Errorf("split: must be %s, %s or %s, is %q", SplitAuto, SplitAlways, SplitNever, c.Split))
+	}
 	return errs
 }
 

@@ -138,6 +138,7 @@ func TestBrainKeepsItsLaws(t *testing.T) {
 		c.Queue.MaxRequests = rapid.IntRange(0, 3).Draw(t, "queue")
 		c.Queue.MaxWait = 5 * time.Second
 		c.Retry.Burst = 2
+		c.Split = rapid.SampledFrom([]Split{SplitAuto, SplitAlways, SplitNever}).Draw(t, "split")
 		d, err := Assemble(c)
 		if err != nil {
 			t.Fatal(err)

@@ -314,6 +314,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	b.look(r)
 	b.plan.Reset()
 	b.deps.Policy.Pick(&b.view, &b.query, b.rand, &b.plan)
+	b.insist()
 	slot := b.plan.Chosen
 	r.attempts++
 	b.consultShadow(slot)

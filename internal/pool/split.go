@@ -19,7 +19,7 @@ import (
 // judgePrefills finds the slots that can compute r's prompt for another.
 func (b *Brain) judgePrefills(r *request) {
 	b.query.Prefills = b.query.Prefills[:0]
-	if r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 {
+	if r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 || b.config.Split == SplitNever {
 		return
 	}
 	for i := range b.endpoints {
@@ -34,6 +34,28 @@ func (b *Brain) canPrefill(slot int, e *endpoint, r *request) bool {
 	return e.Role.Prefills() && e.Change != EndpointDrain && !b.lacks(e, r) && !e.tooSmall(r) &&
 		!slices.Contains(r.tried, e.Endpoint.Endpoint) && state != health.Ejected && (state != health.Trial || e.inFlight == 0) &&
 		!b.config.Room.Full(e.inFlight, e.limits.MaxSeqs)
+}
+
+// insist makes a plan split that is not, where that is wanted: as the policy would
+// if it had to, else with the prefill slot that has least to do.
+func (b *Brain) insist() {
+	p := &b.plan
+	if b.config.Split != SplitAlways || p.Prefill != route.NoSlot {
+		return
+	}
+	if p.Split.Slot != route.NoSlot {
+		p.Chosen, p.Prefill = p.Split.Slot, p.Split.Prefill
+		p.Score[p.Chosen] = -p.Split.Cost
+		return
+	}
+	for _, c := range b.query.Prefills {
+		if c == p.Chosen || b.view.Connector[c] != b.view.Connector[p.Chosen] {
+			continue
+		}
+		if p.Prefill == route.NoSlot || b.view.Backlog[c] < b.view.Backlog[p.Prefill] {
+			p.Prefill = c
+		}
+	}
 }
 
 // enlist counts one more request at a slot.
