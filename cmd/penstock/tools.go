@@ -24,6 +24,8 @@ type kvFlags struct {
 	KVEncoding      string  `name:"kv-events-encoding" placeholder:"NAME" help:"vllm-array, vllm-map, vllm-map-bytes, sglang-array, sglang-map, trtllm or mooncake (default: vllm-map or sglang-map)."`
 	KVReplayForm    string  `name:"kv-replay-form" placeholder:"FORM" help:"topic, topicless or off (default: as the encoding's engine)."`
 	KVTopic         string  `name:"kv-topic" placeholder:"TEXT" help:"Topic of KV events (default: empty)."`
+	KVHash          string  `name:"kv-hash" placeholder:"ALGO" help:"How KV events name blocks: internal, which nobody can compute, or sha256_cbor, as vLLM does on request (default internal)."`
+	KVHashSeed      string  `name:"kv-hash-seed" placeholder:"SEED" help:"The PYTHONHASHSEED of sha256_cbor (default: not set)."`
 	KVBufferSteps   int     `name:"kv-buffer-steps" placeholder:"N" help:"Messages kept for replays (default 10000)."`
 	KVRank          int     `name:"kv-rank" placeholder:"I" help:"Data-parallel rank that KV events are of (default 0)."`
 	KVCPUTokens     int     `name:"kv-cpu-tokens" placeholder:"N" help:"Keep so many tokens of KV in CPU memory when they leave the GPU."`
@@ -35,6 +37,7 @@ type kvFlags struct {
 // with returns o with the flags filled in.
 func (f kvFlags) with(o server.Options) server.Options {
 	o.KVEvents, o.KVReplay, o.KVEncoding, o.KVReplayForm = f.KVEvents, f.KVReplay, f.KVEncoding, f.KVReplayForm
+	o.KVHash, o.KVHashSeed = f.KVHash, f.KVHashSeed
 	o.KVTopic, o.KVBufferSteps, o.KVRank = f.KVTopic, f.KVBufferSteps, f.KVRank
 	o.CPUTokens, o.DiskTokens = fleet.Tokens(f.KVCPUTokens), fleet.Tokens(f.KVDiskTokens)
 	o.CPUBandwidth, o.DiskBandwidth = f.KVCPUBandwidth*1e9, f.KVDiskBandwidth*1e9

@@ -22,7 +22,7 @@ type Feeds interface {
 // Feed is the state of one endpoint's feed. Times are in milliseconds.
 type Feed struct {
 	From      string            `json:"from"`
-	State     string            `json:"state"` // connecting, replaying, live, gap, unknown or restarted
+	State     string            `json:"state"` // connecting, replaying, live, gap, unknown restarted or misfit
 	Connected bool              `json:"connected"`
 	Whole     bool              `json:"whole"` // what was told is all that is there
 	Error     string            `json:"error,omitempty"`
@@ -35,6 +35,13 @@ type Feed struct {
 	// DirectKeys says that the engine's hashes are sha256_cbor from a known root, so
 	// that keys: direct would do.
 	DirectKeys bool `json:"directKeysPossible"`
+	// KeysEqual and KeysUnequal count first blocks that were compared with
+	// sha256_cbor from that root.
+	KeysEqual   uint64 `json:"keysEqual"`
+	KeysUnequal uint64 `json:"keysUnequal"`
+	EngineBlock int    `json:"engineBlockTokens,omitempty"` // 0 before any was told
+	// Refused says why nothing that comes is believed, under keys: direct.
+	Refused string `json:"refused,omitempty"`
 }
 
 // TokenStatus says how the tokens of prompts are found out.

@@ -49,6 +49,7 @@ func feedOut(f *control.FeedStatus) admin.Feed {
 	out := admin.Feed{
 		From: f.From.Events, State: v.State.String(), Connected: f.Link.Connected, Whole: v.Whole, Next: v.Next,
 		Batches: batches, Dropped: dropped, Keys: v.Known, Orphans: v.Orphans, DirectKeys: v.Provable,
+		Refused: v.Misfit.String(), EngineBlock: v.Block, KeysEqual: v.Names.Equal, KeysUnequal: v.Names.Unequal,
 	}
 	if f.Link.Err != nil {
 		out.Error = f.Link.Err.Error()

@@ -66,10 +66,14 @@ func (c *changing) kv() admin.KVPool {
 	return s.Pools[0]
 }
 
-// complete sends a prompt and returns the prompt's tokens that were cached.
+// complete sends a prompt, with more fields in the form of ,"field":value, and
+// returns how many of its tokens were cached.
 func (c *changing) complete(prompt, more string) (cached int) {
 	c.t.Helper()
-	req, err := http.NewRequest(http.MethodPost, c.URL()+"/v1/completions", strings.NewReader(fmt.Sprintf(`{"model":%q,"prompt":%q,"max_tokens":2%s}`, tinyModel, prompt, more)))
+	if !strings.Contains(more, `"model"`) {
+		more += fmt.Sprintf(`,"model":%q`, tinyModel)
+	}
+	req, err := http.NewRequest(http.MethodPost, c.URL()+"/v1/completions", strings.NewReader(fmt.Sprintf(`{"prompt":%q,"max_tokens":2%s}`, prompt, more)))
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ func (s *served) openTokens(c config.Pool) (*gateway.Tokens, error) {
 		return nil, nil
 	}
 	source := tokens.New(tokens.Options{CacheBytes: int64(t.CacheBytes), Budget: t.Budget, Log: s.app.log.With("pool", c.Name)})
-	g := &gateway.Tokens{Source: source, Space: c.Space(), Engine: s.tokenizer(t.URL)}
+	g := &gateway.Tokens{Source: source, Space: c.Space(), Engine: s.tokenizer(t.URL), Form: s.feeds.Form}
 	if t.From != config.TokensFile {
 		return g, nil
 	}

@@ -26,10 +26,11 @@ type KV struct {
 	Topic string `json:"topic"`
 	// Keys says how blocks are known: mapped hashes the tokens that events carry;
 	// direct takes the engines' own hashes, which must be sha256_cbor (vLLM:
-	// --prefix-caching-hash-algo sha256_cbor).
+	// --prefix-caching-hash-algo sha256_cbor) of blocks of index.blockTokens. Engines
+	// are held to it: the feed of one that hashes otherwise is refused.
 	Keys string `json:"keys"`
-	// HashSeed is the engines' PYTHONHASHSEED, for direct keys; empty when it is not
-	// set.
+	// HashSeed is the engines' PYTHONHASHSEED, for direct keys, or to find out whether
+	// they are possible (directKeysPossible in /api/kv); empty when it is not set.
 	HashSeed string `json:"hashSeed"`
 	// Tokens says how a request becomes tokens, without which events cannot be
 	// used for it.
@@ -123,9 +124,6 @@ func (k *KV) validate(path string, errs *problems) {
 	if k.Keys != keysMapped && k.Keys != keysDirect {
 		errs.add(path+".keys", "must be %s or %s, is %q", keysMapped, keysDirect, k.Keys)
 	}
-	if k.HashSeed != "" && k.Keys != keysDirect {
-		errs.add(path+".hashSeed", "says nothing beside keys: %s", k.Keys)
-	}
 	k.CPU.validate(path+".cpu", errs)
 	k.Disk.validate(path+".disk", errs)
 	k.Transfer.validate(path+".transfer", errs)
@@ -205,12 +203,14 @@ func address(errs *problems, path, s string) {
 // Space returns how the keys of the pool's index of events are made.
 func (p *Pool) Space() kv.KeySpace {
 	s := kv.KeySpace{Block: int(p.Index.BlockTokens)}
+	if p.KV.HashSeed != "" {
+		s.Root = kv.VLLMRoot(p.KV.HashSeed)
+	}
 	if p.KV.Keys == keysDirect {
-		seed := p.KV.HashSeed
-		if seed == "" {
-			seed = kv.VLLMUnseeded
+		s.Mode = kv.KeysDirect
+		if p.KV.HashSeed == "" {
+			s.Root = kv.VLLMRoot(kv.VLLMUnseeded)
 		}
-		s.Mode, s.Root = kv.KeysDirect, kv.VLLMRoot(seed)
 	}
 	return s
 }

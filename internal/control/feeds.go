@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"penstock.dev/penstock/internal/engine/kvfeed"
 	"penstock.dev/penstock/internal/kv"
@@ -23,6 +24,7 @@ type Feeds struct {
 	Warm func(ctx context.Context, e live.Endpoint) []byte
 
 	running sync.WaitGroup
+	tagged  atomic.Bool // an engine was seen to write extras with their kinds
 	mu      sync.Mutex
 	feeds   map[string]*feed // by endpoint
 }
@@ -50,6 +52,15 @@ func NewFeeds(p *live.Pool, s kv.KeySpace, log *slog.Logger) *Feeds {
 
 // Space returns how the keys of the index are made.
 func (f *Feeds) Space() kv.KeySpace { return f.space }
+
+// Form returns how the engines write what beside tokens makes a block's key, as far
+// as any has shown. Those of one pool are taken to be of one release.
+func (f *Feeds) Form() kv.ExtraForm {
+	if f.tagged.Load() {
+		return kv.ExtraTagged
+	}
+	return kv.ExtraPaired
+}
 
 // Follow follows an endpoint's events until ctx ends, if it publishes any.
 func (f *Feeds) Follow(ctx context.Context, e live.Endpoint) {
@@ -93,11 +104,17 @@ func (f *Feeds) follow(ctx context.Context, one *feed) {
 // take passes on what a feed has to say.
 func (f *Feeds) take(one *feed, u kvfeed.Update) {
 	f.mu.Lock()
-	before := one.status.Follower.State
+	before, refused := one.status.Follower.State, one.status.Follower.Misfit
 	one.status.Follower, one.status.Link = u.Status, u.Link
 	f.mu.Unlock()
+	if u.Status.Form == kv.ExtraTagged {
+		f.tagged.Store(true)
+	}
 	f.pool.Cached(one.endpoint, kv.Update{State: u.Status.State, Whole: u.Status.Whole && !u.More, Changes: u.Changes})
-	if now := u.Status.State; now != before && (now == kv.FeedLive || before == kv.FeedLive) {
+	if now := u.Status.State; now == kv.FeedMisfit && u.Status.Misfit != refused && u.Status.Misfit != kv.MisfitUnproven {
+		f.log.Error("KV events cannot be used; what is cached there is guessed from what was sent", "endpoint", one.endpoint.Name, "because", u.Status.Misfit.String(),
+			"engine_block", u.Status.Block, "own_block", f.space.Block)
+	} else if now != before && (now == kv.FeedLive || before == kv.FeedLive) {
 		f.log.Info("KV events", "endpoint", one.endpoint.Name, "feed", now.String(), "before", before.String(), "gaps", u.Status.Feed.Gaps, "lost", u.Status.Feed.Lost, "err", u.Link.Err)
 	}
 }

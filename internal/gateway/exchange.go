@@ -207,7 +207,12 @@ func (x *exchange) blocks(dst []kv.Key) []kv.Key {
 	q := tokens.Query{
 		Pool: x.access.Pool, Kind: x.toward.kind, Model: x.service.Model, Body: x.toward.body,
 		Prompt: x.req.Prompt, Tools: x.req.Tools, Lead: x.req.Lead, Salt: x.req.CacheSalt,
+		// Under direct keys an own block is one of the engines'; feeds whose engine has
+		// others are not believed.
 		Space: t.Space, Block: t.Space.Block, Engine: t.Engine,
+	}
+	if t.Form != nil {
+		q.Form = t.Form()
 	}
 	if x.service.Adapter != fleet.NoAdapter {
 		q.Adapter = x.service.Model

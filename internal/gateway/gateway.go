@@ -50,6 +50,7 @@ type Tokens struct {
 	Source *tokens.Source
 	Space  kv.KeySpace
 	Engine func() (tokens.Engine, bool) // one that may be asked
+	Form   func() kv.ExtraForm          // how the engines write extras
 }
 
 // Limits bound what a client or an engine may take. Zero fields take the

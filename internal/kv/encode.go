@@ -62,7 +62,7 @@ func (c Encoding) appendArrayEvent(dst []byte, e *Event) []byte {
 	if e.Kind == Cleared {
 		return dst
 	}
-	dst = c.appendKeys(dst, e.Blocks)
+	dst = c.appendKeys(dst, e)
 	if e.Kind == Removed {
 		if dst = appendText(dst, c.medium(e)); c == SGLangArray {
 			return dst
@@ -116,7 +116,7 @@ func (c Encoding) appendMapEvent(dst []byte, e *Event) []byte {
 		return p.b
 	}
 	p.key("block_hashes")
-	p.b = c.appendKeys(p.b, e.Blocks)
+	p.b = c.appendKeys(p.b, e)
 	if e.Kind == Stored {
 		p.key("parent_block_hash")
 		p.b = c.appendParent(p.b, e)
@@ -172,7 +172,7 @@ func (c Encoding) store(p *pairs, e *Event) {
 	}
 	p.text("medium", c.medium(e))
 	p.key("seq_hashes")
-	p.b = c.appendKeys(p.b, e.Blocks)
+	p.b = c.appendKeys(p.b, e)
 	if e.Kind == Removed {
 		return
 	}
@@ -200,9 +200,13 @@ func (c Encoding) medium(e *Event) []byte {
 	return []byte(names[min(e.Tier, TierOther)])
 }
 
-func (c Encoding) appendKeys(dst []byte, keys []EngineKey) []byte {
-	dst = appendArray(dst, len(keys))
-	for _, k := range keys {
+func (c Encoding) appendKeys(dst []byte, e *Event) []byte {
+	dst = appendArray(dst, len(e.Blocks))
+	for i, k := range e.Blocks {
+		if c == VLLMMapBytes && len(e.Full) == len(e.Blocks) {
+			dst = appendBin(dst, e.Full[i][:])
+			continue
+		}
 		dst = c.appendKey(dst, k)
 	}
 	return dst
@@ -225,6 +229,9 @@ func (c Encoding) appendKey(dst []byte, k EngineKey) []byte {
 func (c Encoding) appendParent(dst []byte, e *Event) []byte {
 	if !e.HasParent {
 		return appendNil(dst)
+	}
+	if c == VLLMMapBytes && e.FullParent != (Digest{}) {
+		return appendBin(dst, e.FullParent[:])
 	}
 	return c.appendKey(dst, e.Parent)
 }

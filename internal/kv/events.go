@@ -75,6 +75,11 @@ type Event struct {
 	Medium    []byte   // the tier's name as sent
 	Model     []byte   // where events name it
 	Backend   []byte   // the holder, in events of a shared store
+
+	// Full are the digests whose ends Blocks are, and FullParent that of Parent, for
+	// who encodes them; decoding leaves them empty.
+	Full       []Digest
+	FullParent Digest
 }
 
 // ExtraKind is what an Extra is.

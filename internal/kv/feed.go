@@ -13,11 +13,12 @@ const (
 	FeedGap                         // batches are missing and have been asked for again
 	FeedUnknown                     // the history is lost and forgotten; nothing has come since
 	FeedRestarted                   // a new process speaks; its beginning has been asked for
+	FeedMisfit                      // in sequence, but its keys are not what requests' would be; see Misfit
 )
 
 // String names s for logs and metrics.
 func (s FeedState) String() string {
-	names := [...]string{"connecting", "replaying", "live", "gap", "unknown", "restarted"}
+	names := [...]string{"connecting", "replaying", "live", "gap", "unknown", "restarted", "misfit"}
 	return names[min(int(s), len(names)-1)]
 }
 

@@ -41,6 +41,9 @@ type FollowerStatus struct {
 	Next     uint64  // sequence number expected
 	Rank     int32   // as batches say; -1 when they do not
 	Provable bool    // the engine's keys are sha256_cbor from the root, as far as seen
+	Misfit   Misfit  // why a feed in sequence is FeedMisfit
+	Block    int     // tokens of the engine's blocks; 0 not known
+	Form     ExtraForm
 }
 
 // NewFollower returns a follower that is not connected. canReplay says that the
@@ -101,10 +104,19 @@ func (f *Follower) Overflow() Do {
 // Status returns what the follower's word is worth now.
 func (f *Follower) Status() FollowerStatus {
 	return FollowerStatus{
-		State: f.feed.State(), Whole: f.feed.Whole() && f.names.Complete(), Feed: f.feed.Counts(), Names: f.names.Counts(),
+		State: f.state(), Whole: f.feed.Whole() && f.names.Complete(), Feed: f.feed.Counts(), Names: f.names.Counts(),
 		Held: f.names.Held(), Known: f.names.tab.n, Orphans: f.names.orphans.waiting, Waiting: len(f.held),
 		Batch: f.feed.last, Next: f.feed.next, Rank: f.rank, Provable: f.names.Provable(),
+		Misfit: f.names.Misfit(), Block: f.names.EngineBlock(), Form: f.names.Form(),
 	}
+}
+
+// state is the feed's, but that nothing vouches for keys that mean nothing here.
+func (f *Follower) state() FeedState {
+	if s := f.feed.State(); s != FeedLive || f.names.Misfit() == MisfitNone {
+		return s
+	}
+	return FeedMisfit
 }
 
 func (f *Follower) begin() {

@@ -127,7 +127,7 @@ func (n *Names) loadName(b []byte) (rest []byte, ok bool) {
 	}
 	b = b[stateName:]
 	beside := e.beside()
-	if e.flags&^nameDead != nameUsed || !e.held() || int(e.phase) >= n.space.Block || len(b) < 8*beside || n.tab.find(e.engine) >= 0 {
+	if e.flags&^nameDead != nameUsed || !e.held() || int(e.phase) >= max(n.space.Block, 1) || len(b) < 8*beside || n.tab.find(e.engine) >= 0 {
 		return nil, false
 	}
 	rest = b[8*beside:]

@@ -14,13 +14,14 @@ const (
 	DropFull                  // no room for another name
 	DropBlockSize             // the engine's blocks are too large for own ones
 	DropCopies                // more copies than can be counted
+	DropMisfit                // the engine's keys are not what direct keys would be
 	Drops                     // how many there are
 )
 
 // String names d for logs and metrics.
 func (d Drop) String() string {
 	return [Drops]string{
-		"remote", "group", "unkeyable", "unknown", "not_held", "orphan", "full", "block_size", "copies",
+		"remote", "group", "unkeyable", "unknown", "not_held", "orphan", "full", "block_size", "copies", "misfit",
 	}[min(d, Drops-1)]
 }
 
@@ -60,11 +61,16 @@ type parity struct {
 	digest         [1]Digest
 	seen           uint64
 	equal, unequal uint64
+	tagged         bool // extras are written with their kinds
 }
 
-// check looks at the first block of a chain that tokens alone make.
+// check looks at the first block of a chain, if all that is in its key is told.
 func (p *parity) check(e *Event) {
-	if e.HasParent || len(e.Tokens) < e.BlockSize || e.BlockSize <= 0 || len(e.Blocks) == 0 || len(e.Extra) > 0 || e.LoRA != nil || e.Salt != nil || e.HasLoRAID {
+	if e.HasParent || len(e.Tokens) < e.BlockSize || e.BlockSize <= 0 || len(e.Blocks) == 0 {
+		return
+	}
+	adapter, salt := e.rootNames()
+	if e.unnamed(adapter) || e.firstHasMore() {
 		return
 	}
 	if p.seen++; p.seen > parityFirst && p.seen%parityEvery != 0 {
@@ -73,9 +79,44 @@ func (p *parity) check(e *Event) {
 	if p.hasher == nil || p.hasher.block != e.BlockSize {
 		p.hasher = NewHasher(p.root, e.BlockSize)
 	}
-	if d := p.hasher.Chain(p.digest[:0], e.Tokens[:e.BlockSize], nil); EngineKey(d[0].Low()) == e.Blocks[0] {
+	x := Extras{Form: ExtraPaired, Adapter: string(adapter), Salt: string(salt)}
+	switch {
+	case p.is(e, &x):
 		p.equal++
-	} else {
+	case len(adapter) == 0 && len(salt) == 0:
 		p.unequal++
+	case len(adapter) == 0:
+		// The newest engines write what a salt is beside it.
+		if x.Form = ExtraTagged; p.is(e, &x) {
+			p.equal, p.tagged = p.equal+1, true
+		} else {
+			p.unequal++
+		}
+	default: // where the adapter is may be in the key, and nobody tells
 	}
+}
+
+// is reports whether the first block of e has the key of its tokens and x.
+func (p *parity) is(e *Event, x *Extras) bool {
+	d := p.hasher.Chain(p.digest[:0], e.Tokens[:e.BlockSize], x)
+	return EngineKey(d[0].Low()) == e.Blocks[0]
+}
+
+// firstHasMore reports whether something else than an adapter and a salt is in the
+// key of e's first block.
+func (e *Event) firstHasMore() bool {
+	for i := 0; i < len(e.Extra) && e.Extra[i].Block == 0; i++ {
+		if k := e.Extra[i].Kind; k != ExtraLoRA && k != ExtraSalt {
+			return true
+		}
+	}
+	return false
+}
+
+// Form returns how the engine writes extras, as far as has been seen.
+func (n *Names) Form() ExtraForm {
+	if n.parity.tagged {
+		return ExtraTagged
+	}
+	return ExtraPaired
 }

@@ -31,7 +31,10 @@ const (
 
 // KeySpace says how keys of the index are made.
 type KeySpace struct {
-	Block int     // tokens per own key, 1 to 256; 0 is DefaultBlock. KeysMapped only
+	// Block is the tokens per own key. Under KeysMapped they are 1 to 256, and 0 is
+	// DefaultBlock; under KeysDirect they are those of the engine's blocks, and 0 is
+	// any.
+	Block int
 	Mode  KeyMode // KeysDirect needs engines that hash with sha256_cbor from Root
 	Root  Digest  // what engines' keys are compared with; zero is VLLMUnseeded's
 }
@@ -58,6 +61,9 @@ type Names struct {
 	missed  bool // something held is not known, until the next clear
 	counts  NameCounts
 
+	misfit      Misfit // of this process
+	engineBlock int
+
 	out   []Change
 	run   openRun
 	keys  []Key // of the changes handed out
@@ -69,10 +75,12 @@ type Names struct {
 // NewNames returns names of an engine that holds nothing; most bounds the engine
 // keys known at a time.
 func NewNames(s KeySpace, most int) *Names {
-	if s.Block <= 0 {
+	if s.Block <= 0 && s.Mode == KeysMapped {
 		s.Block = DefaultBlock
 	}
-	s.Block = min(s.Block, maxBlock)
+	if s.Mode == KeysMapped {
+		s.Block = min(s.Block, maxBlock)
+	}
 	if s.Root == (Digest{}) {
 		s.Root = VLLMRoot(VLLMUnseeded)
 	}
@@ -114,6 +122,7 @@ func (n *Names) Clear() {
 	n.counts = n.Counts()
 	n.forget()
 	n.group, n.parity = -1, parity{root: n.space.Root}
+	n.misfit, n.engineBlock = MisfitNone, 0
 }
 
 // Lose forgets what the engine holds, of which part was missed. Its keys mean what
@@ -149,7 +158,9 @@ func (n *Names) forget() {
 }
 
 // Complete reports whether all that the engine said it holds is known by key.
-func (n *Names) Complete() bool { return !n.missed && n.orphans.waiting == 0 }
+func (n *Names) Complete() bool {
+	return !n.missed && n.orphans.waiting == 0 && n.Misfit() == MisfitNone
+}
 
 // Held returns how many engine keys the engine has, in any number of copies.
 func (n *Names) Held() int { return n.held }
@@ -157,6 +168,9 @@ func (n *Names) Held() int { return n.held }
 // stored takes blocks that the engine now has.
 func (n *Names) stored(e *Event) {
 	direct := n.space.Mode == KeysDirect
+	if e.Tier == TierGPU && len(e.Tokens) > 0 && e.Spec.Chained() {
+		n.engineBlock = e.BlockSize
+	}
 	switch {
 	case e.Remote:
 		n.drop(DropRemote, len(e.Blocks))
@@ -166,9 +180,10 @@ func (n *Names) stored(e *Event) {
 		n.placed(e)
 	case !n.follows(e.Group):
 		n.drop(DropGroup, len(e.Blocks))
-	case direct:
-		n.parity.check(e)
+	case direct && n.proves(e):
 		n.direct(e)
+	case direct:
+		n.drop(DropMisfit, len(e.Blocks))
 	case !n.fits(e):
 		n.drop(DropBlockSize, len(e.Blocks))
 		n.missed = true
@@ -213,6 +228,10 @@ func (n *Names) wide(keys int) bool {
 func (n *Names) placed(e *Event) {
 	if n.group >= 0 && e.Group != n.group {
 		n.drop(DropGroup, len(e.Blocks))
+		return
+	}
+	if n.misfit != MisfitNone {
+		n.drop(DropMisfit, len(e.Blocks))
 		return
 	}
 	for _, k := range e.Blocks {
@@ -431,6 +450,9 @@ func (n *Names) removed(e *Event) {
 	if n.group >= 0 && e.Group != n.group {
 		n.drop(DropGroup, len(e.Blocks))
 		return
+	}
+	if n.misfit != MisfitNone {
+		return // nothing is believed that could be taken back
 	}
 	for b, k := range e.Blocks {
 		if b%touchAhead == 0 {

@@ -14,7 +14,7 @@ type Counted struct {
 
 var (
 	descBatches = prometheus.NewDesc("penstock_kv_feed_batches_total", "Batches of KV events by what became of them, and what befell the feed: gaps, replays, lost histories, restarts, disconnects.", []string{"pool", "endpoint", "what"}, nil)
-	descDropped = prometheus.NewDesc("penstock_kv_feed_dropped_total", "KV events and blocks that are not in the index, by why.", []string{"pool", "endpoint", "reason"}, nil)
+	descDropped = prometheus.NewDesc("penstock_kv_feed_dropped_total", "KV events and blocks that are not in the index, by why (misfit: the engine does not hash as direct keys need).", []string{"pool", "endpoint", "reason"}, nil)
 	descFound   = prometheus.NewDesc("penstock_tokens_found_total", "Prompts by how their tokens were found out: given, cache, local, engine, prefix (of the beginning only), none.", []string{"pool", "how"}, nil)
 	descMissing = prometheus.NewDesc("penstock_tokens_missing_total", "Prompts whose tokens are not all known, by why.", []string{"pool", "reason"}, nil)
 )

@@ -270,7 +270,7 @@ var (
 	descBlocks        = prometheus.NewDesc("penstock_kv_index_blocks", "Different blocks in the index of KV events.", []string{"pool"}, nil)
 	descBlockBytes    = prometheus.NewDesc("penstock_kv_index_bytes", "Memory of the index of KV events.", []string{"pool"}, nil)
 	descBlocksEvicted = prometheus.NewDesc("penstock_kv_index_evicted_blocks_total", "Blocks forgotten since the index was full.", []string{"pool"}, nil)
-	descFeed          = prometheus.NewDesc("penstock_kv_feed_state", "1, labelled by the state of the endpoint's feed of KV events: connecting, replaying, live, gap, unknown, restarted.", []string{"pool", "endpoint", "state"}, nil)
+	descFeed          = prometheus.NewDesc("penstock_kv_feed_state", "1, labelled by the state of the endpoint's feed of KV events: connecting, replaying, live, gap, unknown, restarted, misfit.", []string{"pool", "endpoint", "state"}, nil)
 	descWhole         = prometheus.NewDesc("penstock_kv_feed_whole", "1 when all that is on the endpoint's GPU is known by its events.", []string{"pool", "endpoint"}, nil)
 	descDemoted       = prometheus.NewDesc("penstock_kv_feed_demoted", "1 when the endpoint's events were found to tell what is not so, and history is believed instead.", []string{"pool", "endpoint"}, nil)
 	descTier          = prometheus.NewDesc("penstock_kv_confirmed_tokens", "Tokens whose KV the endpoint has by its events, by tier.", []string{"pool", "endpoint", "tier"}, nil)

@@ -17,10 +17,14 @@ import (
 )
 
 // simulated starts a simulated engine that publishes KV events.
-func simulated(t *testing.T) *server.Node {
+func simulated(t *testing.T) *server.Node { return hashing(t, "", "") }
+
+// hashing is simulated with a way to name blocks.
+func hashing(t *testing.T, hash, seed string) *server.Node {
 	t.Helper()
 	n, err := server.Listen("127.0.0.1:0", server.Config{Options: server.Options{
 		Model: "penstock/tiny", TP: 1, Speedup: 1000, MaxModelLen: 8192, KVEvents: "127.0.0.1:0", KVReplay: "127.0.0.1:0",
+		KVHash: hash, KVHashSeed: seed, LoRAs: []string{"poet"},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -90,25 +94,30 @@ func TestSimulatedEngine(t *testing.T) {
 // was given, whatever the size of own blocks; of what is in no full block of its
 // own, 16 tokens, it says nothing.
 func TestKeysAreThoseOfEvents(t *testing.T) {
-	for _, space := range []kv.KeySpace{{Block: 16}, {Block: 8}, {Block: 32}} {
+	direct := kv.KeySpace{Block: 16, Mode: kv.KeysDirect, Root: kv.VLLMRoot("42")}
+	for _, space := range []kv.KeySpace{{Block: 16}, {Block: 8}, {Block: 32}, direct} {
 		for name, body := range map[string]map[string]any{
-			"chat":   {"messages": []any{map[string]string{"role": "user", "content": sentence + sentence}}},
-			"text":   {"prompt": sentence + sentence},
-			"salted": {"prompt": sentence + sentence, "cache_salt": "pepper"},
-			"ids":    {"prompt": slices.Repeat([]int{1, 2, 300, 4000}, 16)},
+			"chat":    {"messages": []any{map[string]string{"role": "user", "content": sentence + sentence}}},
+			"text":    {"prompt": sentence + sentence},
+			"salted":  {"prompt": sentence + sentence, "cache_salt": "pepper"},
+			"adapter": {"prompt": sentence + sentence, "model": "poet", "cache_salt": "pepper"},
+			"ids":     {"prompt": slices.Repeat([]int{1, 2, 300, 4000}, 16)},
 		} {
-			t.Run(fmt.Sprint(name, space.Block), func(t *testing.T) {
-				n := simulated(t)
+			t.Run(fmt.Sprint(name, space.Block, space.Mode), func(t *testing.T) {
+				n := hashing(t, server.HashCBOR, "42")
 				client := engine.NewClient(engine.Options{})
 				defer client.Close()
 				kind, path := api.Completion, "/v1/completions"
 				if name == "chat" {
 					kind, path = api.Chat, "/v1/chat/completions"
 				}
-				body["model"], body["max_tokens"] = "penstock/tiny", 1
+				if body["max_tokens"] = 1; body["model"] == nil {
+					body["model"] = "penstock/tiny"
+				}
 				raw, _ := json.Marshal(body)
 				q := ask(t, client, kind, string(raw))
-				q.Space = space
+				q.Space, q.Block, q.Form = space, space.Block, kv.ExtraPaired
+				q.Adapter = map[string]string{"adapter": "poet"}[name]
 				q.Engine = func() (Engine, bool) { return Engine{URL: n.URL(), Client: client}, true }
 				r := start(t, Options{}).Keys(t.Context(), q, nil)
 				if r.Reason != ReasonNone {

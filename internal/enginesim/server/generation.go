@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"penstock.dev/penstock/internal/enginesim"
+	"penstock.dev/penstock/internal/kv"
 )
 
 // choice is one sequence to generate.
@@ -20,6 +21,7 @@ type choice struct {
 	salt    string // cache salt
 	move    *move  // nil: it is computed here and nowhere else
 	answer  answer
+	digests []kv.Digest // of its blocks, as far as they have been asked for
 }
 
 // generation is the sequences of one request on their way through the engine,

@@ -26,6 +26,7 @@ type feed struct {
 	pub   *kvfeed.Publisher
 
 	tokens []uint32 // of events not encoded yet; guarded by Server.mu
+	names  *digests // nil: blocks have the simulation's own keys
 
 	// sending is held while messages go out, so that they do so in order. It comes
 	// before Server.mu.
@@ -59,7 +60,7 @@ func newFeed(o Options) *feed {
 	f := &feed{
 		encoding: c, form: o.KVReplayForm, topic: []byte(o.KVTopic), rank: int32(o.KVRank), keep: o.KVBufferSteps,
 		whole: c == kv.SGLangArray || c == kv.SGLangMap,
-		pub:   kvfeed.NewPublisher(queueRoom), conns: make(map[net.Conn]struct{}),
+		pub:   kvfeed.NewPublisher(queueRoom), conns: make(map[net.Conn]struct{}), names: newDigests(o),
 	}
 	if f.whole { // SGLang begins with a clear
 		f.add(c.AppendBatch(nil, seconds(time.Now()), f.rank, []kv.Event{{Kind: kv.Cleared}}))
@@ -90,6 +91,9 @@ func (f *feed) add(payload []byte) {
 // enginesim.Config. It needs s.mu, as all calls of the engine do.
 func (s *Server) describe(id fleet.ReqID, depth int, ev *kv.Event) {
 	f, l := s.kv, s.legs[id]
+	if l != nil && f.names != nil {
+		f.names.learn(l.choice, depth, ev)
+	}
 	if l == nil || ev.Tier != kv.TierGPU && !f.whole {
 		return
 	}
@@ -138,12 +142,18 @@ func (s *Server) collect() {
 	}
 	for at, events := range s.engine.TakeEvents() {
 		for i := range events {
+			if f.names != nil {
+				f.names.rename(&events[i])
+			}
 			f.shape(&events[i])
 		}
 		wall := s.epoch.Add(time.Duration(at) + s.rest.lost)
 		f.add(f.encoding.AppendBatch(nil, seconds(wall), f.rank, events))
 	}
 	f.tokens = f.tokens[:0]
+	if f.names != nil {
+		f.names.tidy()
+	}
 }
 
 // shape takes from an event what the engine would not say.
@@ -258,7 +268,7 @@ func (s *Server) restartKV(fence bool) {
 	s.lose("the process has ended")
 	for range s.engine.TakeEvents() { // a process that is killed says nothing
 	}
-	f.held, f.tokens = nil, f.tokens[:0]
+	f.held, f.tokens, f.names = nil, f.tokens[:0], newDigests(s.options)
 	f.mu.Lock()
 	f.seq, f.pending, f.ring = 0, nil, nil
 	f.mu.Unlock()

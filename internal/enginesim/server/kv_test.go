@@ -448,6 +448,8 @@ func TestKVOptionsAreChecked(t *testing.T) {
 		"kv-replay":          {KVReplay: ":1"},
 		"kv-buffer-steps":    {KVBufferSteps: -1},
 		"kv-rank":            {KVRank: -1},
+		"kv-hash":            {Engine: SGLang, KVHash: HashCBOR},
+		"kv-hash-seed":       {KVHashSeed: "0"},
 		"kv-cpu-tokens":      {CPUTokens: -1},
 		"kv-disk-tokens":     {DiskTokens: 100},
 		"kv-cpu-bandwidth":   {CPUBandwidth: -1},

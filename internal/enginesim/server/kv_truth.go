@@ -27,6 +27,7 @@ func (s *Server) showKV(w http.ResponseWriter, r *http.Request) {
 		s.kv.mu.Lock()
 		reply["next_seq"] = s.kv.seq
 		s.kv.mu.Unlock()
+		truth = s.kv.named(truth)
 	}
 	s.mu.Unlock()
 	s.tell()
@@ -48,6 +49,21 @@ func (s *Server) showKV(w http.ResponseWriter, r *http.Request) {
 		reply["keys"] = keys
 	}
 	writeJSON(w, http.StatusOK, reply)
+}
+
+// named returns the keys of tiers as events name them. It needs Server.mu.
+func (f *feed) named(truth map[string][]uint64) map[string][]uint64 {
+	if f.names == nil {
+		return truth
+	}
+	for _, keys := range truth {
+		for i, k := range keys {
+			keys[i] = f.names.low(k)
+		}
+		slices.Sort(keys)
+	}
+	f.names.tidy()
+	return truth
 }
 
 // matchKV says how many tokens of a prompt each tier has: {"prompt": text or

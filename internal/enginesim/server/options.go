@@ -61,11 +61,15 @@ type Options struct {
 	// KVEvents is the address to publish KV events at, host:port or as vLLM has it
 	// (tcp://*:5557); empty: none. The index among replicas and the rank are added
 	// to the port, unless that is 0.
-	KVEvents      string
-	KVReplay      string // address that replays are asked for at; empty: none
-	KVEncoding    string // by kv.Encoding's names; empty: vllm-map, or sglang-map of SGLang
-	KVReplayForm  string // ReplayTopic, ReplayTopicless or ReplayOff; empty: as the encoding's engine
-	KVTopic       string
+	KVEvents     string
+	KVReplay     string // address that replays are asked for at; empty: none
+	KVEncoding   string // by kv.Encoding's names; empty: vllm-map, or sglang-map of SGLang
+	KVReplayForm string // ReplayTopic, ReplayTopicless or ReplayOff; empty: as the encoding's engine
+	KVTopic      string
+	// KVHash is how events name blocks: HashInternal, or HashCBOR from the root of
+	// KVHashSeed, as of PYTHONHASHSEED; empty: HashInternal.
+	KVHash, KVHashSeed string
+
 	KVBufferSteps int // messages kept for replays; 0: 10000
 	KVRank        int // data-parallel rank that events and metrics are of
 
@@ -105,6 +109,7 @@ func (o Options) withDefaults() Options {
 	}
 	fill(&o.KVReplayForm, ReplayTopicless)
 	o.PD = o.PD.withDefaults()
+	fill(&o.KVHash, HashInternal)
 	if s, err := o.serving(); err == nil {
 		o.Model, o.Accelerator, o.DP, o.EP = s.Shape.Name, s.Accelerator.Name, s.DP, s.EP
 		fill(&o.KVTokens, fleet.Tokens(s.KVTokens())/enginesim.BlockTokens*enginesim.BlockTokens)
@@ -185,6 +190,8 @@ func (o Options) checkKV(check func(ok bool, name string, value any, want string
 		check(address == "" || err == nil, name, address, "an address with a port")
 	}
 	check(o.KVReplay == "" || o.KVEvents != "", "kv-replay", o.KVReplay, "it together with kv-events")
+	check(o.KVHash == HashInternal || o.KVHash == HashCBOR && o.Engine == VLLM, "kv-hash", o.KVHash, HashInternal+", or "+HashCBOR+" of "+VLLM)
+	check(o.KVHashSeed == "" || o.KVHash == HashCBOR, "kv-hash-seed", o.KVHashSeed, "it together with kv-hash "+HashCBOR)
 	check(o.KVBufferSteps > 0, "kv-buffer-steps", o.KVBufferSteps, "a number above 0")
 	check(o.KVRank >= 0, "kv-rank", o.KVRank, "a rank from 0")
 	check(o.CPUTokens >= 0, "kv-cpu-tokens", o.CPUTokens, "0 or more")
