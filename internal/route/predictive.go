@@ -14,7 +14,7 @@ import (
 //	own TTFT + output·TPOT                    what it waits for itself
 //	+ others·(work + output/2·longer steps)   what those who are there wait for it,
 //	                                          who on average are half done
-//	+ behind·work                             what those to come wait for it
+//	+ followers·work                          what those to come wait for it
 //	+ misses·allowed                          what missing the SLO weighs
 //
 // work is the time to compute what is not cached of the prompt, and to compute
@@ -108,7 +108,6 @@ type bill struct {
 	ttft, tpot float64
 	work       float64
 	others     float64 // requests that are there
-	behind     float64 // requests that will come to wait behind it
 }
 
 // cost is the predicted cost of sending the request to c, in seconds; a token
@@ -125,9 +124,8 @@ func cost(v *View, q *Query, c int, reuse float64) float64 {
 	b.ttft = s.FirstToken(l, cached, uncached) + s.PerPrompt*adapterCost(v.Adapter[c])
 	b.tpot = s.PerToken(l, q.Prompt, b.output)
 	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + reuse*fullness(v, c, uncached))
-	b.behind = waiters(l)
 	longer := s.PerSeq + s.PerKV*(float64(q.Prompt)+b.output/2)
-	sec := b.ttft + b.output*b.tpot + b.others*(b.work+b.output/2*longer) + b.behind*b.work
+	sec := b.ttft + b.output*b.tpot + b.others*(b.work+b.output/2*longer) + perf.Followers(l)*b.work
 	allowed := q.SLO.TTFT.Seconds() + b.output*q.SLO.TPOT.Seconds()
 	if q.SLO.TTFT > 0 {
 		sec += b.late(q.SLO.TTFT.Seconds()) * allowed
@@ -138,20 +136,14 @@ func cost(v *View, q *Query, c int, reuse float64) float64 {
 	return sec
 }
 
-// waiters returns how many requests are expected to wait behind one more prompt.
-// In a queue that stands, whoever is served leaves as many behind as were before
-// it when it came: what it takes longer, all of them wait. That the time of an
-// engine that wants KV cache is not all taken by prompts does not make them fewer.
-func waiters(l *perf.Load) float64 { return max(perf.Followers(l), float64(l.Ahead)) }
-
 // late is the number of first tokens that are expected to miss a target, in
 // seconds, because of the request, its own included. One that is late for sure
 // counts the more the later it is, so that no request is given up.
 func (b *bill) late(target float64) float64 {
 	chance := over(b.ttft/target, b.l.TTFTSpread)
 	n := chance + max(b.ttft/target-1, 0)
-	if b.behind > 0 {
-		n += b.behind * (over((b.ttft+b.work)/target, b.l.TTFTSpread) - chance)
+	if after := perf.Followers(b.l); after > 0 {
+		n += after * (over((b.ttft+b.work)/target, b.l.TTFTSpread) - chance)
 	}
 	// Where the target is missed already, one more keeps it so for longer: those
 	// who come meanwhile miss it too.

@@ -47,11 +47,10 @@ func TestPredictiveCostByHand(t *testing.T) {
 			0.1165 + 1.11 + 10*(0.2+0.005),
 		},
 		// 2,000 tokens ahead of one request: 10 + 200 ms, then 10 + 100 ms; the one
-		// ahead waits for the prefill when it decodes, and for 50 steps of 0.1 ms; as
-		// many are expected to wait behind.
+		// ahead waits for the prefill when it decodes, and for 50 steps of 0.1 ms.
 		{
 			"behind another", func(v *View) { v.Load[0].Ahead, v.Load[0].Backlog = 1, 2000 }, ask,
-			0.21 + 0.11 + 1.01 + 0.105 + 0.1/300 + 0.1 + 0.1/300,
+			0.21 + 0.11 + 1.01 + 0.105 + 0.1/300,
 		},
 		// Twice as slow an accelerator.
 		{"slow", func(v *View) { v.Step[0] = plainStep.Scale(2) }, ask, 2 * (0.11 + 1.01)},
