@@ -16,6 +16,7 @@ type messagesRequest struct {
 	MaxTokens     *int               `json:"max_tokens"`
 	StopSequences []string           `json:"stop_sequences"`
 	Stream        bool               `json:"stream"`
+	KV            *kvParams          `json:"kv_transfer_params"`
 	Tools         []struct {
 		Name        string `json:"name"`
 		Description string `json:"description,omitempty"`
@@ -75,6 +76,7 @@ func (q *messagesRequest) chat() (*wireRequest, error) {
 		return nil, badRequest("messages", "messages must contain at least one item")
 	}
 	c := &wireRequest{Model: q.Model, MaxTokens: q.MaxTokens, Stop: q.StopSequences, Stream: q.Stream}
+	c.KV = q.KV
 	system, err := blocks(q.System)
 	if err != nil {
 		return nil, badRequest("system", "system: %v", err)

@@ -78,7 +78,8 @@ func (p *messageReply) body() []byte {
 	a := p.answer([]contentBlock{p.blockOf(p.text(0))})
 	reason, sequence := p.stopReason()
 	a.StopReason, a.StopSequence = &reason, sequence
-	return appendJSON(nil, a)
+	b := appendJSON(nil, a)
+	return append(p.appendNext(b[:len(b)-1]), '}')
 }
 
 // appendEvent writes a named event.

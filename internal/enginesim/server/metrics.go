@@ -156,7 +156,7 @@ func (s *Server) metricsPage() []byte {
 	b := make([]byte, 0, 32<<10)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b = s.metrics.append(b, s.engine.Stats())
+	b = s.metrics.append(b, s.statsLocked())
 	if s.options.Engine == SGLang {
 		return b
 	}

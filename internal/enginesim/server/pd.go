@@ -205,6 +205,7 @@ type ticket struct {
 	unwanted bool   // nobody will fetch it
 	leg      *leg   // whose answer waits for the transfer; nil if it does not
 	claimed  bool   // a request computes it, or has
+	waiting  int    // who want it before it is ready
 
 	ready chan struct{} // closed when it is, or never will be
 	over  bool          // that is so

@@ -136,7 +136,7 @@ func (s *Server) showRoute(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "Prefill server not fully registered yet", http.StatusServiceUnavailable)
 		return
 	}
-	all := true
+	all, absent := true, ""
 	for _, name := range []string{"prefill_dp_rank", "prefill_cp_rank", "target_tp_rank", "target_pp_rank"} {
 		n, err := strconv.Atoi(r.URL.Query().Get(name))
 		if err != nil {
@@ -144,9 +144,12 @@ func (s *Server) showRoute(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if all = all && n == -1; n > 0 {
-			http.Error(w, fmt.Sprintf("%s %d is not registered", name, n), http.StatusNotFound)
-			return
+			absent = fmt.Sprintf("%s %d is not registered", name, n)
 		}
+	}
+	if absent != "" {
+		http.Error(w, absent, http.StatusNotFound)
+		return
 	}
 	s.mu.Lock()
 	self := s.self()

@@ -263,6 +263,9 @@ func (s *Server) awaitTicket(ctx context.Context, q sideRequest) (*ticket, strin
 		t.state, t.until = ticketAwaited, time.Now().Add(s.pd.options.Wait)
 		nudge(s.wake)
 	}
+	if t != nil {
+		t.waiting++
+	}
 	s.mu.Unlock()
 	if t == nil {
 		if _, blind := s.faults.hit("pd-stale", false); blind {
@@ -277,6 +280,7 @@ func (s *Server) awaitTicket(ctx context.Context, q sideRequest) (*ticket, strin
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	t.waiting--
 	if s.pd.tickets[q.Name] != t {
 		return nil, fmt.Sprintf("%s: %s: %s", q.Name, t.state, t.reason)
 	}

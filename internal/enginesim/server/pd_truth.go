@@ -62,6 +62,7 @@ type shownTicket struct {
 	State   string  `json:"state"`
 	Tokens  int     `json:"tokens"`
 	Blocks  int     `json:"blocks"`
+	Waiting int     `json:"waiting"`  // who want it before it is ready
 	LeaseMS float64 `json:"lease_ms"` // left
 }
 
@@ -75,7 +76,7 @@ func (s *Server) showPD(w http.ResponseWriter, r *http.Request) {
 	p, stats := s.pd, s.engine.Stats()
 	tickets, blocks := []shownTicket{}, 0
 	for _, t := range p.tickets {
-		shown := shownTicket{ID: t.name, State: t.state, Tokens: t.tokens, Blocks: len(t.keys)}
+		shown := shownTicket{ID: t.name, State: t.state, Tokens: t.tokens, Blocks: len(t.keys), Waiting: t.waiting}
 		if !t.until.IsZero() {
 			shown.LeaseMS = milliseconds(time.Until(t.until))
 		}

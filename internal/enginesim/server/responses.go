@@ -14,6 +14,7 @@ type responsesRequest struct {
 	Instructions    *string         `json:"instructions"`
 	MaxOutputTokens *int            `json:"max_output_tokens"`
 	Stream          bool            `json:"stream"`
+	KV              *kvParams       `json:"kv_transfer_params"`
 	Background      bool            `json:"background"`
 	Store           *bool           `json:"store"` // nil: yes
 	Previous        *string         `json:"previous_response_id"`
@@ -49,6 +50,7 @@ type item struct {
 // messages, without instructions, are what the next turn goes on from.
 func (q *responsesRequest) chat(before []message) (c *wireRequest, turns []message, err error) {
 	c = &wireRequest{Model: q.Model, MaxTokens: q.MaxOutputTokens, CacheSalt: q.CacheSalt, IgnoreEOS: q.IgnoreEOS}
+	c.KV = q.KV
 	if turns, err = q.turns(before); err != nil {
 		return nil, nil, err
 	}

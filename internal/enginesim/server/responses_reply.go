@@ -165,7 +165,10 @@ func (p *responseReply) close() {
 	}
 }
 
-func (p *responseReply) body() []byte { return appendJSON(nil, p.final()) }
+func (p *responseReply) body() []byte {
+	b := appendJSON(nil, p.final())
+	return append(p.appendNext(b[:len(b)-1]), '}')
+}
 
 // event writes an event under the next number.
 func (p *responseReply) event(b []byte, name string, data map[string]any) []byte {

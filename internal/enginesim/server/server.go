@@ -314,5 +314,14 @@ func (s *Server) abortLocked(c *call) bool {
 func (s *Server) Stats() enginesim.Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.engine.Stats()
+	return s.statsLocked()
+}
+
+// statsLocked counts requests that wait for KV among those that wait.
+func (s *Server) statsLocked() enginesim.Stats {
+	st := s.engine.Stats()
+	if s.pd != nil {
+		st.Waiting += s.pd.incoming
+	}
+	return st
 }

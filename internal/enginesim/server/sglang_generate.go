@@ -25,6 +25,8 @@ type nativeRequest struct {
 		JSONSchema   string `json:"json_schema"`
 	} `json:"sampling_params"`
 
+	roomParams
+
 	batch bool // the answer is a list
 }
 
@@ -53,6 +55,7 @@ func (q *nativeRequest) completion() (*wireRequest, error) {
 		Prompt: q.InputIDs, LoRAPath: q.LoRAPath, MaxTokens: p.MaxNewTokens, MinTokens: p.MinNewTokens, N: p.N,
 		Stop: p.Stop, IncludeStop: p.NoStopTrim, IgnoreEOS: p.IgnoreEOS, Seed: p.Seed, fallback: 128,
 	}
+	c.roomParams = q.roomParams
 	for _, text := range q.Text {
 		c.Prompt = append(c.Prompt, appendTokens(nil, text))
 	}
@@ -91,7 +94,7 @@ func (s *Server) generateNative(w http.ResponseWriter, r *http.Request) {
 		p.generation, err = s.begin(r.Context(), q.RID, choices)
 	}
 	if err != nil {
-		s.fail(w, r, err)
+		s.failBegun(w, r, err, q.Stream)
 		return
 	}
 	defer p.release()
