@@ -46,6 +46,7 @@ func (f kvFlags) with(o server.Options) server.Options {
 
 type engineCmd struct {
 	kvFlags
+	pdFlags
 	Listen       string        `default:"127.0.0.1:8000" help:"Address to serve on."`
 	Model        string        `help:"Model (default Qwen/Qwen3-32B)."`
 	Engine       string        `enum:"vllm,sglang" default:"vllm" help:"Whose surface to show: ${enum}."`
@@ -90,6 +91,9 @@ Examples:
   penstock engine --listen 127.0.0.1:8002 --factor 1.5     a slow replica
   penstock engine --kv-events 127.0.0.1:5557 --kv-replay 127.0.0.1:5657 --kv-cpu-tokens 600000
   penstock engine --dp 4 --dp-mode port --kv-events 127.0.0.1:5557     127.0.0.1:8000 to :8003
+  penstock engine --listen 127.0.0.1:8001 --role prefill --kv-connector nixl --kv-side-channel 127.0.0.1:5600
+  penstock engine --listen 127.0.0.1:8002 --role decode --kv-connector nixl
+  penstock engine --engine sglang --role prefill --kv-connector sglang --kv-bootstrap 127.0.0.1:8998
   penstock engine --engine sglang --lora poet --lora clerk --max-loras 2
   curl -X POST localhost:8001/sim/fault -d '{"kind":"hang","count":1}'`
 }
@@ -113,6 +117,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,
 			DevMode: c.DevMode, RefuseAsleep: c.RefuseAsleep, HTTP1Only: c.HTTP1Only,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
+			PD: c.pdFlags.options(),
 		}),
 	}
 	n, err := c.listen(s, config)
@@ -162,6 +167,9 @@ func announce(s streams, n *server.Node, at string) {
 	fmt.Fprintf(s.Out, "Simulated engine: %s on %d x %s, %d tokens of KV cache, at %s\n", o.Model, o.TP, o.Accelerator, o.KVTokens, at)
 	if events, replay := n.KVAddresses(); events != "" {
 		fmt.Fprintf(s.Out, "KV events: %s at %s, replays at %s\n", o.KVEncoding, events, cmp.Or(replay, "none"))
+	}
+	if side, bootstrap := n.PDAddresses(); side != "" {
+		fmt.Fprintf(s.Out, "%s engine: KV by %s at %s, bootstrap server at %s\n", o.PD.Role, o.PD.Connector, side, cmp.Or(bootstrap, "none"))
 	}
 }
 

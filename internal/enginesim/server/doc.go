@@ -70,6 +70,50 @@
 // keys, in hexadecimal. POST /sim/kv says how many tokens of a "prompt" (text or
 // ids; with "lora" and "cache_salt") each tier has.
 //
+// # Requests in two legs
+//
+// With PDOptions.Connector one engine can compute a prompt and another take over
+// its KV and answer. Both are told by the request: kv_transfer_params of vLLM's
+// connectors, on chat, completions, messages and responses; bootstrap_host,
+// bootstrap_port and bootstrap_room of SGLang, whose prompt's leg makes one token.
+// Without them vLLM's engines compute requests whole, whatever their role.
+//
+//	nixl       the prompt's leg first ("do_remote_decode":true, one token); its
+//	           answer has the kv_transfer_params that the other leg sends back. An
+//	           answer that ends by itself, not by its limit, has none
+//	nixl-push  both legs at once, with the same transfer_id; the second one also
+//	           has remote_host and remote_port
+//	mooncake   the same, with remote_bootstrap_addr and remote_engine_id, which
+//	           GET /query of the bootstrap server tells
+//	sglang     both legs at once, with the same room, found by GET /route of the
+//	           bootstrap server. The prompt's leg answers when its KV has been fetched
+//	shared     blocks of all prompts go to a folder, except those of decode engines;
+//	           "cache_hit_threshold" has a request end with finish_reason
+//	           "cache_threshold" where fewer of its tokens have KV
+//
+// Blocks are kept under a lease, which the one who will fetch them extends by two
+// thirds every sixth of it, from when it sees the request. It waits for room, and
+// for its turn on the source's link, which takes as long as the true bytes would of
+// the tokens that are not cached where they go. Below 64 tokens, SGLang's apart, it
+// rather computes them. What goes over the wire are 64 bytes for each block, which
+// tell its tokens, the process it is of and its place; a difference ends the
+// request with status 500, whatever the policy is, and counts in "checks_failed".
+// Other failures do so unless PDOptions.LoadFailure is to recompute, which SGLang
+// cannot; a stream then has status 200 and one event with the error, as vLLM's has.
+// cached_tokens of the second leg count what came, all but the last token, as
+// vLLM's do. Whoever aborts a second leg has the source free its blocks at once.
+//
+// The side channel is a protocol of its own over TCP: lines of JSON, and blocks
+// after the answer to "read". Each connection begins with a "hello", in which the
+// source is told which engine id is meant and refuses if it is another process by
+// now, and the other side compares the compatibility hash; unlike vLLM's it comes
+// with the facts hashed, so that the error says what differs. Leases, beats and
+// waits are of the wall clock, whatever the speedup; transfers are not.
+//
+// The truth beside: GET /sim/pd tells who the engine is, what is kept for whom and
+// for how long, the last transfers (tokens, blocks, bytes, what they waited for and
+// took, how they ended) and counts.
+//
 // # Faults
 //
 // POST /sim/fault makes the engine misbehave, DELETE /sim/fault (with
@@ -115,6 +159,25 @@
 //	kv-replay-slow  "delay_ms" before each message
 //	kv-restart      at once: the cache is empty, messages count from 0 again, and
 //	                connections break; with "clear":true the first message says so
+//
+// Faults on requests in two legs; of the prompt's side unless they say otherwise:
+//
+//	pd-die-before       crash when a prompt has been computed, before its answer
+//	pd-die-after        crash after its answer
+//	pd-die-before-pull  the other side crashes before it fetches
+//	pd-die-after-pull   the other side crashes when it has fetched, before its answer
+//	pd-restart          at once: another process at the same addresses. Nothing is
+//	                    cached or kept, and what is under way breaks off
+//	pd-stale            do not notice what is meant for another process: send what is
+//	                    in those blocks now
+//	pd-side-gone        the side channel closes connections at once
+//	pd-incompatible     another version of the connector
+//	pd-slow-link        transfers take "factor" times as long (default 10)
+//	pd-hang             transfers begin and never end
+//	pd-wrong-block      one block of each transfer is not what it should be
+//	pd-expire           leases are "delay_ms" long (default 0)
+//	pd-no-heartbeat     the other side does not extend leases
+//	pd-unregistered     SGLang's bootstrap server answers 503
 //
 // A "count" above 0 limits a fault to that many requests, and "after" spares as
 // many before; otherwise it lasts until mended. A cut or a garbage answer to a request without "stream" breaks

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -30,9 +31,7 @@ func newLegs(t *testing.T, connector string, set func(role string, o *Options)) 
 	params := func(k map[string]any) func(id int) map[string]any {
 		return func(id int) map[string]any {
 			c := map[string]any{"transfer_id": fmt.Sprint("tx-", id)}
-			for name, v := range k {
-				c[name] = v
-			}
+			maps.Copy(c, k)
 			return map[string]any{"kv_transfer_params": c}
 		}
 	}
@@ -72,9 +71,7 @@ type legAnswer struct {
 // start sends a leg.
 func start(ctx context.Context, n *Node, limit int, prompt any, more map[string]any) <-chan legAnswer {
 	q := request(prompt, limit)
-	for k, v := range more {
-		q[k] = v
-	}
+	maps.Copy(q, more)
 	c := make(chan legAnswer, 1)
 	go func() {
 		resp, err := send(ctx, n.URL()+"/v1/completions", q)
