@@ -216,6 +216,8 @@ type ticket struct {
 	tokens      int
 	blocks      []int
 	incarnation uint64
+
+	sent record // what has been fetched of it
 }
 
 // move is a request's part in a transfer.
@@ -341,7 +343,9 @@ func (s *Server) closeTicket(t *ticket, state, reason string) {
 	t.open()
 	if t.id != 0 {
 		s.engine.Release(s.now(), t.id)
-		p.note(record{ID: t.name, Side: "out", State: state, Reason: reason, Tokens: t.tokens, Blocks: len(t.keys)})
+		r := t.sent
+		r.ID, r.Side, r.State, r.Reason = t.name, "out", state, reason
+		p.note(r)
 	}
 	switch {
 	case t.id == 0:

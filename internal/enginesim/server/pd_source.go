@@ -198,6 +198,8 @@ func (c *source) read(ctx context.Context, q sideRequest) error {
 	if !over && t.state == ticketPulling {
 		s.pd.counts.Served++
 		s.pd.counts.BytesOut += bytes
+		indexes, _ := t.wanted(q)
+		t.sent = record{Peer: c.peer, Tokens: q.Tokens, Blocks: len(indexes), Bytes: bytes, WaitedMS: milliseconds(wait), TookMS: milliseconds(wait + took)}
 	}
 	s.mu.Unlock()
 	if over {

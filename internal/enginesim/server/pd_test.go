@@ -136,6 +136,10 @@ func TestPull(t *testing.T) {
 			if want := at(d, "bytes_per_token").(float64) * 1000; rec["bytes"] != want || rec["state"] != "done" {
 				t.Errorf("%v, want %v bytes", rec, want)
 			}
+			out, _ := at(truth(t, r.p), "records", 0).(map[string]any)
+			if out["bytes"] != rec["bytes"] || out["side"] != "out" || out["state"] != "done" || out["peer"] != d["engine_id"] {
+				t.Errorf("%v at the source", out)
+			}
 			// All of it is cached there now, so that nothing is moved; a prompt that goes
 			// on is moved in part.
 			ask(t, r.d.URL()+"/v1/completions", request(prompt, 20, "kv_transfer_params", r.first(prompt)))
