@@ -15,11 +15,12 @@ import (
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/obs"
 	"penstock.dev/penstock/internal/pool"
+	"penstock.dev/penstock/internal/route"
 )
 
 // startSplit runs a gateway before engines that compute prompts and engines that
 // answer.
-func startSplit(t *testing.T, prefills, decodes int, when pool.Split) (*App, *Simulated) {
+func startSplit(t *testing.T, prefills, decodes int, when pool.Split, policy string) (*App, *Simulated) {
 	t.Helper()
 	sim, err := Simulate(server.Options{Seed: 1, Speedup: 20}, Fleet{Prefill: prefills, Decode: decodes})
 	if err != nil {
@@ -28,7 +29,7 @@ func startSplit(t *testing.T, prefills, decodes int, when pool.Split) (*App, *Si
 	t.Cleanup(func() { _ = sim.Close() })
 	c := config.Default()
 	c.Pools = []config.Pool{sim.Pool}
-	c.Pools[0].Split = when
+	c.Pools[0].Split, c.Pools[0].Policy = when, route.Spec{Name: policy}
 	a, err := Start(Options{Config: c, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -104,8 +105,8 @@ func explained(t *testing.T, a *App, id string) obs.Record {
 // A split request has the answer that it has whole, counts as cached what was so
 // where its prompt was computed, and leaves nothing held.
 func TestSplitRequestsAreAnsweredAlike(t *testing.T) {
-	whole, _ := startSplit(t, 1, 1, pool.SplitNever)
-	split, sim := startSplit(t, 2, 2, pool.SplitAlways)
+	whole, _ := startSplit(t, 1, 1, pool.SplitNever, "predictive")
+	split, sim := startSplit(t, 2, 2, pool.SplitAlways, "predictive")
 	for i := range 8 {
 		stream := i%2 == 0
 		prompt := strings.Repeat(fmt.Sprint("prompt ", i/4, " of some length. "), 100)
@@ -136,7 +137,7 @@ func TestSplitRequestsAreAnsweredAlike(t *testing.T) {
 // When the engines that compute prompts die, the others do so themselves: no
 // client hears of it.
 func TestPromptsAreComputedWithoutPrefillEngines(t *testing.T) {
-	a, sim := startSplit(t, 1, 2, pool.SplitAlways)
+	a, sim := startSplit(t, 1, 2, pool.SplitAlways, "predictive")
 	complete(t, a, "before", "a prompt of no great length, to begin with", true)
 	if err := sim.nodes[0].Close(); err != nil {
 		t.Fatal(err)
@@ -163,5 +164,62 @@ func TestPromptsAreComputedWithoutPrefillEngines(t *testing.T) {
 	}
 	if y := s.Pools[0].Tally; y.Done != 6 || y.Failed != 0 || y.InFlight != 0 {
 		t.Errorf("%+v", y)
+	}
+}
+
+// faultMatrix is what can befall a split request, and where.
+var faultMatrix = []struct {
+	name, kind string
+	atPrefill  bool
+	unseen     bool // it costs time and no attempt
+}{
+	{name: "prefill dies before its answer", kind: "pd-die-before", atPrefill: true},
+	{name: "prefill dies after its answer", kind: "pd-die-after", atPrefill: true},
+	{name: "decode dies before the pull", kind: "pd-die-before-pull"},
+	{name: "decode dies after the pull", kind: "pd-die-after-pull"},
+	{name: "prefill is another process by then", kind: "pd-restart", atPrefill: true, unseen: true},
+	{name: "the pair is incompatible", kind: "pd-incompatible", atPrefill: true},
+	{name: "a wrong block", kind: "pd-wrong-block", atPrefill: true},
+	{name: "the side channel is gone", kind: "pd-side-gone", atPrefill: true},
+	{name: "the lease has ended", kind: "pd-expire", atPrefill: true},
+	{name: "a slow link", kind: "pd-slow-link", atPrefill: true, unseen: true},
+}
+
+// No client hears of what befalls the legs of its request, and nothing stays held.
+func TestSplitRequestsSurvive(t *testing.T) {
+	for _, x := range faultMatrix {
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			a, sim := startSplit(t, 2, 2, pool.SplitAlways, "round-robin")
+			prompt := strings.Repeat("the gate and pipe that feed a turbine, "+x.kind+". ", 60)
+			want, _ := complete(t, a, "before", prompt, true)
+			last := explained(t, a, "before").Attempts[0]
+			at := last.Chosen
+			if x.atPrefill {
+				at = last.Prefill
+			}
+			for i := range sim.Pool.Endpoints {
+				if sim.Pool.Endpoints[i].Name == at {
+					if err := sim.nodes[i].Server.SetFault(server.Fault{Kind: x.kind, Count: 1}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			const requests = 16 // dealt to two engines at random
+			attempts := 0
+			for i := range requests {
+				id := fmt.Sprint("q", i)
+				if got, _ := complete(t, a, id, fmt.Sprint(i, prompt), i%2 == 0); got == "" {
+					t.Errorf("request %d has no answer", i)
+				}
+				attempts += len(explained(t, a, id).Attempts)
+			}
+			if retried := attempts > requests; retried == x.unseen {
+				t.Errorf("%d attempts for %d requests: did it befall anybody?", attempts, requests)
+			}
+			if got, _ := complete(t, a, "again", prompt, true); got != want {
+				t.Errorf("answered %q, before the fault %q", got, want)
+			}
+		})
 	}
 }
