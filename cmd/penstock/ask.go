@@ -207,6 +207,9 @@ func explainPlans(w io.Writer, plans []obs.Plan) {
 		if p.Prefill != "" {
 			what = fmt.Sprintf("prompt on %s, answer on %s", p.Prefill, p.Endpoint)
 		}
+		if p.Source != "" {
+			what = fmt.Sprintf("fetched from %s, then whole on %s", p.Source, p.Endpoint)
+		}
 		moved := ""
 		if p.MoveMs > 0 {
 			moved = fmt.Sprintf(", of which %.1f ms to move its KV", p.MoveMs)

@@ -58,6 +58,7 @@ type Candidate struct {
 // PlanCost is one way to serve a request and what it was predicted to cost.
 type PlanCost struct {
 	Endpoint, Prefill EndpointID // NoEndpoint where there is none
+	Source            EndpointID // whose cache the KV of the prompt's beginning is fetched from; NoEndpoint for none
 	TTFT              time.Duration
 	Move              time.Duration // of TTFT, to move KV
 	Cost              float64       // s, of the request and of others
@@ -78,9 +79,12 @@ type Decision struct {
 	RunnerUp EndpointID // NoEndpoint when there was no other candidate
 	Margin   float64    // score of the chosen minus score of the runner-up
 	Prefill  EndpointID // where the prompt is computed before; NoEndpoint when the chosen one does so itself
-	// Whole and Split are the best ways of their kinds, where both were compared.
-	Whole, Split PlanCost
-	Counts       [Verdicts]int // endpoints by verdict, all of them
+	Source   EndpointID // from whose cache the chosen one fetches the prompt's beginning; NoEndpoint for none
+	Pulled   Tokens     // how many tokens of it, by what is believed of both
+	// Whole, Split and Pull are the best ways of their kinds, where there was more
+	// than one kind.
+	Whole, Split, Pull PlanCost
+	Counts             [Verdicts]int // endpoints by verdict, all of them
 	// Candidates are the endpoints considered, best first. At most
 	// MaxCandidates.
 	Candidates []Candidate

@@ -36,6 +36,7 @@ type Variant struct {
 	Disk     fleet.Tokens // and on disk below that
 	Role     fleet.Role
 	NIC      float64 // bytes per second with which each device can send KV to others; 0 for none
+	Pulls    bool    // its replicas fetch from each other's caches, with a NIC
 }
 
 // CostPerHour returns the cost of one replica, in US dollars per hour; 0 when
@@ -160,7 +161,10 @@ func (s *Scene) config(c Cell) sim.Config {
 			factor *= v.Factors[k]
 		}
 		physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
-		cfg.Replicas = append(cfg.Replicas, sim.Replica{Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links(), Role: v.Role, Connector: v.connector(), Wire: v.wire(), Leaves: v.leaves()})
+		cfg.Replicas = append(cfg.Replicas, sim.Replica{
+			Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links(),
+			Role: v.Role, Connector: v.connector(), Pulls: v.Pulls && v.NIC > 0, Wire: v.wire(), Leaves: v.leaves(),
+		})
 	}
 	for i := range s.Variants {
 		for k := range s.Variants[i].Replicas {

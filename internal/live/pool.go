@@ -40,6 +40,7 @@ type Target struct {
 type Transfer struct {
 	Connector string // as engine.ParseConnector knows it
 	Bootstrap int    // port where engines meet; 0: the connector's own
+	Pulls     bool   // it fetches from others' caches what it lacks of a prompt
 }
 
 // Rank says which data-parallel rank of its server an endpoint is; the zero Rank
@@ -206,7 +207,7 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 		d := *a.Decision
 		d.Candidates = slices.Clone(d.Candidates)
 		t.decisions = append(t.decisions, d)
-		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Attempt: a.Attempt})
+		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Source: p.endpoints[a.Source], Attempt: a.Attempt})
 	case pool.Refuse:
 		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})
 	case pool.Cancel:
@@ -274,13 +275,13 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	p.endpoints[e.ID] = e
 	return e, p.stepLocked(&pool.Endpoint{
 		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step, Links: t.Links,
-		Wire: t.Wire, Connector: t.Transfer.number(),
+		Wire: t.Wire, Connector: t.Transfer.number(), Pulls: t.Transfer.Pulls,
 	})
 }
 
 // Drain gives an endpoint nothing new.
 func (p *Pool) Drain(e Endpoint) {
-	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step, Links: e.Links, Wire: e.Wire, Connector: e.Transfer.number()})
+	p.step(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointDrain, Role: e.Role, Limits: e.Limits, Variant: e.Variant, Step: e.Step, Links: e.Links, Wire: e.Wire, Connector: e.Transfer.number(), Pulls: e.Transfer.Pulls})
 }
 
 // Remove forgets an endpoint, unless a newer process has taken its name.

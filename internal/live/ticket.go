@@ -13,6 +13,7 @@ import (
 type Order struct {
 	Endpoint   Endpoint
 	Prefill    Endpoint // computes the prompt before; the zero Endpoint where Endpoint does so itself
+	Source     Endpoint // from whose cache Endpoint fetches what it lacks of the prompt; the zero Endpoint for none
 	Attempt    int
 	Refusal    fleet.Refusal
 	RetryAfter time.Duration

@@ -183,13 +183,18 @@ type Attempt struct {
 	// the best ways of their kinds, where there was a choice between kinds.
 	Prefill string `json:"prefill,omitempty"`
 	Plans   []Plan `json:"plans,omitempty"`
+	// Source is from whose cache the chosen fetches the prompt's beginning, and Pulled
+	// how many tokens of it.
+	Source string `json:"source,omitempty"`
+	Pulled int    `json:"pulledTokens,omitempty"`
 }
 
 // Plan is one way to serve a request and what it was predicted to cost.
 type Plan struct {
-	Kind     string  `json:"kind"` // whole or split
+	Kind     string  `json:"kind"` // whole, split or pull
 	Endpoint string  `json:"endpoint"`
 	Prefill  string  `json:"prefill,omitempty"`
+	Source   string  `json:"source,omitempty"`
 	TTFTMs   float64 `json:"predictedTtftMs"`
 	MoveMs   float64 `json:"predictedMoveMs,omitempty"` // of that, to move KV
 	Cost     float64 `json:"costSeconds"`               // of the request and of others
@@ -249,7 +254,7 @@ func (r *Ring) render(e *entry) Record {
 // plans returns the kinds of plans that were compared; nothing where there was one
 // kind only.
 func (r *Ring) plans(pool string, d *fleet.Decision) []Plan {
-	if d.Split.Endpoint == fleet.NoEndpoint {
+	if d.Split.Endpoint == fleet.NoEndpoint && d.Pull.Endpoint == fleet.NoEndpoint {
 		return nil
 	}
 	plan := func(kind string, c fleet.PlanCost, taken bool) Plan {
@@ -257,10 +262,20 @@ func (r *Ring) plans(pool string, d *fleet.Decision) []Plan {
 		if c.Prefill != fleet.NoEndpoint {
 			p.Prefill = r.name(pool, c.Prefill)
 		}
+		if c.Source != fleet.NoEndpoint {
+			p.Source = r.name(pool, c.Source)
+		}
 		return p
 	}
-	split := d.Prefill != fleet.NoEndpoint
-	return []Plan{plan("whole", d.Whole, !split), plan("split", d.Split, split)}
+	split, pull := d.Prefill != fleet.NoEndpoint, d.Source != fleet.NoEndpoint
+	list := []Plan{plan("whole", d.Whole, !split && !pull)}
+	if d.Split.Endpoint != fleet.NoEndpoint {
+		list = append(list, plan("split", d.Split, split))
+	}
+	if d.Pull.Endpoint != fleet.NoEndpoint {
+		list = append(list, plan("pull", d.Pull, pull))
+	}
+	return list
 }
 
 func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
@@ -276,6 +291,9 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	}
 	if d.Prefill != fleet.NoEndpoint {
 		at.Prefill = r.name(pool, d.Prefill)
+	}
+	if d.Source != fleet.NoEndpoint {
+		at.Source, at.Pulled = r.name(pool, d.Source), int(d.Pulled)
 	}
 	at.Plans = r.plans(pool, d)
 	for v, n := range d.Counts {

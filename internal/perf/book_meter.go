@@ -41,7 +41,12 @@ func (j *Job) Fetched(now fleet.Time) float64 {
 	if !j.open || j.ttft == 0 {
 		return math.NaN()
 	}
-	return now.Sub(j.sent).Seconds() - (j.ttft - j.fetch)
+	const late = 1.5
+	wait := now.Sub(j.sent).Seconds()
+	if j.fetch <= 0 && wait < late*j.ttft {
+		return math.NaN() // it came while the request had to wait anyway
+	}
+	return wait - (j.ttft - j.fetch)
 }
 
 // totals are what an endpoint has done since it was added, as far as the gateway

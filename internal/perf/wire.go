@@ -1,6 +1,7 @@
 package perf
 
 import (
+	"math"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -16,6 +17,10 @@ type wire struct {
 	link   fleet.Link
 	factor float64    // measured over believed
 	free   fleet.Time // when what has been asked for will have left
+	used   float64    // seconds asked of it, fading
+	at     fleet.Time // as of when
+	empty  int        // times in a row that nothing came
+	until  fleet.Time // to when it is not asked
 }
 
 const (
@@ -25,6 +30,13 @@ const (
 	wireMost = 4.0
 	// wireFew is how many tokens tell of a link; fewer are lost in what else happens.
 	wireFew fleet.Tokens = 512
+	// wireWindow is over how long the use of a link is averaged.
+	wireWindow = 10 * time.Second
+	// wireTries is how many times in a row nothing may come before a slot is not
+	// asked for a while: wireRest, twice as long each time, up to wireLongest.
+	wireTries   = 3
+	wireRest    = 30 * time.Second
+	wireLongest = 10 * time.Minute
 )
 
 // Add tells what is believed of a slot's link before it is measured; the zero Link
@@ -59,14 +71,51 @@ func (w *Wires) Look(now fleet.Time, slot int) (l fleet.Link, queue float64) {
 func (w *Wires) Sent(now fleet.Time, slot int, tokens fleet.Tokens) {
 	if slot < len(w.slots) {
 		s := &w.slots[slot]
-		s.free = max(s.free, now).Add(time.Duration(s.link.PerToken * s.factor * float64(tokens) * float64(time.Second)))
+		takes := s.link.PerToken * s.factor * float64(tokens)
+		s.free = max(s.free, now).Add(time.Duration(takes * float64(time.Second)))
+		s.used, s.at = s.fading(now)+takes, now
 	}
 }
 
+// fading is the time asked of a link within the window, in seconds.
+func (s *wire) fading(now fleet.Time) float64 {
+	return s.used * math.Exp(-now.Sub(s.at).Seconds()/wireWindow.Seconds())
+}
+
+// Busy returns the share of time in which a slot's link was busy of late, 0 to 1.
+func (w *Wires) Busy(now fleet.Time, slot int) float64 {
+	if slot >= len(w.slots) {
+		return 0
+	}
+	return min(w.slots[slot].fading(now)/wireWindow.Seconds(), 1)
+}
+
+// Came notes whether what was fetched from a slot's cache has come.
+func (w *Wires) Came(now fleet.Time, slot int, all bool) {
+	if slot >= len(w.slots) {
+		return
+	}
+	s := &w.slots[slot]
+	if all {
+		s.empty = 0
+		return
+	}
+	if s.empty++; s.empty >= wireTries {
+		// 2^8 times is longer than the longest.
+		s.until = now.Add(min(wireRest<<min(s.empty-wireTries, 8), wireLongest))
+	}
+}
+
+// Resting reports whether a slot is not asked for now, since nothing came the last
+// times.
+func (w *Wires) Resting(now fleet.Time, slot int) bool {
+	return slot < len(w.slots) && now < w.slots[slot].until
+}
+
 // Took learns from so many tokens that have left a slot in so many seconds, with
-// nothing before them.
+// nothing before them; NaN teaches nothing.
 func (w *Wires) Took(slot int, tokens fleet.Tokens, seconds float64) {
-	if slot >= len(w.slots) || tokens < wireFew {
+	if slot >= len(w.slots) || tokens < wireFew || math.IsNaN(seconds) {
 		return
 	}
 	s := &w.slots[slot]

@@ -125,6 +125,7 @@ func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Float(ev.Step.Shadow)
 	e.Float(ev.Step.PerRequest)
 	e.Fixed(ev.Connector)
+	e.Bool(ev.Pulls)
 	for _, l := range [...]fleet.Link{ev.Wire, ev.Links.CPU, ev.Links.Disk, ev.Links.Shared} {
 		e.Float(l.Latency)
 		e.Float(l.PerToken)
@@ -139,7 +140,7 @@ func decodeEndpoint(d *journal.Decoder) *Endpoint {
 		},
 		Variant:   d.Uint(),
 		Step:      perf.Step{Base: d.Float(), PerSeq: d.Float(), PerKV: d.Float(), PerPrompt: d.Float(), PerPair: d.Float(), Experts: d.Float(), Touch: d.Float(), Shadow: d.Float(), PerRequest: d.Float()},
-		Connector: d.Fixed(), Wire: decodeLink(d),
+		Connector: d.Fixed(), Pulls: d.Bool(), Wire: decodeLink(d),
 		Links: fleet.Links{CPU: decodeLink(d), Disk: decodeLink(d), Shared: decodeLink(d)},
 	}
 }
@@ -311,6 +312,8 @@ func EncodeActions(e *journal.Encoder, actions []Action) {
 		e.Uint(uint64(a.Gen))
 		e.Uint(uint64(a.Prefill))
 		e.Uint(uint64(a.PrefillGen))
+		e.Uint(uint64(a.Source))
+		e.Uint(uint64(a.SourceGen))
 		e.Uint(uint64(a.Refusal))
 		e.Duration(a.RetryAfter)
 		e.Uint(uint64(a.Health))
@@ -332,8 +335,11 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 	e.Uint(uint64(d.Shadow))
 	e.Float(d.Margin)
 	e.Uint(uint64(d.Prefill))
+	e.Uint(uint64(d.Source))
+	e.Tokens(d.Pulled)
 	encodePlanCost(e, &d.Whole)
 	encodePlanCost(e, &d.Split)
+	encodePlanCost(e, &d.Pull)
 	for _, n := range d.Counts {
 		e.Int(int64(n))
 	}
@@ -356,13 +362,14 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 func encodePlanCost(e *journal.Encoder, c *fleet.PlanCost) {
 	e.Uint(uint64(c.Endpoint))
 	e.Uint(uint64(c.Prefill))
+	e.Uint(uint64(c.Source))
 	e.Duration(c.TTFT)
 	e.Duration(c.Move)
 	e.Float(c.Cost)
 }
 
 func decodePlanCost(d *journal.Decoder) fleet.PlanCost {
-	return fleet.PlanCost{Endpoint: endpointID(d), Prefill: endpointID(d), TTFT: d.Duration(), Move: d.Duration(), Cost: d.Float()}
+	return fleet.PlanCost{Endpoint: endpointID(d), Prefill: endpointID(d), Source: endpointID(d), TTFT: d.Duration(), Move: d.Duration(), Cost: d.Float()}
 }
 
 func encodeCached(e *journal.Encoder, c *fleet.Cached) {
@@ -383,7 +390,7 @@ func DecodeActions(d *journal.Decoder) ([]Action, error) {
 	var list []Action
 	for range d.Len(1) {
 		a := Action{
-			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d), Prefill: endpointID(d), PrefillGen: gen(d),
+			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d), Prefill: endpointID(d), PrefillGen: gen(d), Source: endpointID(d), SourceGen: gen(d),
 			Refusal: fleet.Refusal(d.Uint()), RetryAfter: d.Duration(), Health: health.State(d.Uint()), Cause: fleet.Failure(d.Uint()),
 		}
 		if d.Bool() {
@@ -399,7 +406,8 @@ func decodeDecision(d *journal.Decoder) *fleet.Decision {
 	out := &fleet.Decision{
 		At: fleet.Time(d.Int()), Policy: string(d.Bytes()), Terms: decodeTerms(d), Prompt: d.Tokens(), Queued: d.Duration(),
 		RunnerUp: endpointID(d), Shadow: endpointID(d), Margin: d.Float(),
-		Prefill: endpointID(d), Whole: decodePlanCost(d), Split: decodePlanCost(d),
+		Prefill: endpointID(d), Source: endpointID(d), Pulled: d.Tokens(),
+		Whole: decodePlanCost(d), Split: decodePlanCost(d), Pull: decodePlanCost(d),
 	}
 	for i := range out.Counts {
 		out.Counts[i] = int(d.Int())

@@ -23,6 +23,7 @@ type Config struct {
 	Health  health.Config `json:"health"`  // when an endpoint is out, and when back
 	Index   kv.Config     `json:"index"`   // what is believed of caches, and how much of it is kept
 	Split   Split         `json:"split"`   // when one endpoint computes the prompt for another: auto, always or never
+	Pull    Pull          `json:"pull"`    // when one endpoint fetches from the cache of another: auto or never
 }
 
 // Split says when a request is served by two endpoints.
@@ -33,6 +34,15 @@ const (
 	SplitAuto   Split = "auto"   // where the policy finds that it pays
 	SplitAlways Split = "always" // wherever two endpoints can
 	SplitNever  Split = "never"
+)
+
+// Pull says when an endpoint fetches the beginning of a prompt from another's cache.
+type Pull string
+
+// When KV is fetched.
+const (
+	PullAuto  Pull = "auto"  // where the policy finds that it pays
+	PullNever Pull = "never" // what is not cached is computed
 )
 
 // Default returns the configuration of a pool that sets nothing.
@@ -46,6 +56,7 @@ func Default() Config {
 		Health:  health.Default(),
 		Index:   kv.Default(),
 		Split:   SplitAuto,
+		Pull:    PullAuto,
 	}
 }
 
@@ -75,6 +86,9 @@ func (c Config) Validate() []error {
 	under("index", c.Index.Validate())
 	if c.Split != SplitAuto && c.Split != SplitAlways && c.Split != SplitNever {
 		errs = append(errs, fmt.Errorf("split: must be %s, %s or %s, is %q", SplitAuto, SplitAlways, SplitNever, c.Split))
+	}
+	if c.Pull != PullAuto && c.Pull != PullNever {
+		errs = append(errs, fmt.Errorf("pull: must be %s or %s, is %q", PullAuto, PullNever, c.Pull))
 	}
 	return errs
 }

@@ -95,6 +95,9 @@ func (b *Brain) drop(slot int, out []Action) []Action {
 		if r.prefill.from == slot {
 			r.prefill.from = route.NoSlot
 		}
+		if r.pull.from == slot {
+			r.pull = noPull
+		}
 	}
 	b.deps.Wires.Remove(slot)
 	b.deps.KV.Remove(slot)
@@ -135,7 +138,8 @@ func (b *Brain) grow(n int) {
 	v.Cache = grown(v.Cache, n)
 	v.Adapter = grown(v.Adapter, n)
 	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
-	v.Connector, v.Wire, v.Asked = grown(v.Connector, n), grown(v.Wire, n), grown(v.Asked, n)
+	v.Connector, v.Wire = grown(v.Connector, n), grown(v.Wire, n)
+	v.Asked, v.Busy = grown(v.Asked, n), grown(v.Busy, n)
 	v.Gauges, v.SampleAge = grown(v.Gauges, n), grown(v.SampleAge, n)
 	b.plan.Score, b.shadow.plan.Score = grown(b.plan.Score, n), grown(b.shadow.plan.Score, n)
 	b.verdict = grown(b.verdict, n)

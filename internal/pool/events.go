@@ -41,6 +41,7 @@ type Endpoint struct {
 	// Connector; with the Connector 0 it cannot.
 	Wire      fleet.Link
 	Connector uint64
+	Pulls     bool // endpoints of that Connector fetch from each other's caches what they lack of a prompt
 }
 
 // KV tells what an endpoint's feed of KV events has to say. Changes are in the
@@ -156,6 +157,8 @@ type Action struct {
 	Gen        fleet.Gen        // Dispatch, Cancel, Probe, Fitness
 	Prefill    fleet.EndpointID // Dispatch: computes the prompt for Endpoint; NoEndpoint when that does so itself
 	PrefillGen fleet.Gen        // Dispatch
+	Source     fleet.EndpointID // Dispatch: from whose cache Endpoint fetches what it lacks; NoEndpoint for none
+	SourceGen  fleet.Gen        // Dispatch
 	Decision   *fleet.Decision  // Dispatch; valid until the next Step
 	Refusal    fleet.Refusal    // Refuse
 	RetryAfter time.Duration    // Refuse; 0 when coming back will not help

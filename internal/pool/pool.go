@@ -69,6 +69,7 @@ type request struct {
 	job      perf.Job  // its entry in the book of speeds while it is dispatched
 	cache    kv.Ticket // and in the book of caches
 	prefill  prefill
+	pull     pull
 	failure  fleet.Failure
 }
 

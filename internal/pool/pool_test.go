@@ -186,6 +186,53 @@ func (splitAlways) Pick(v *route.View, q *route.Query, r *stat.Rand, p *route.Pl
 	}
 }
 
+// pullAlways has every request's prompt fetched from somebody, if there is one.
+type pullAlways struct{}
+
+// Pick implements route.Policy.
+func (pullAlways) Pick(_ *route.View, q *route.Query, r *stat.Rand, p *route.Plan) {
+	p.Chosen = q.Candidates[r.IntN(len(q.Candidates))]
+	for _, c := range q.Candidates {
+		p.Score[c] = 0
+	}
+	for _, s := range q.Sources {
+		if s != p.Chosen {
+			p.Source = s
+		}
+	}
+}
+
+// TestPullsKeepTheLaws is TestBrainKeepsItsLaws where prompts are fetched.
+func TestPullsKeepTheLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := Default()
+		c.Room.MaxInFlight = rapid.IntRange(1, 6).Draw(t, "inflight")
+		c.Queue.MaxRequests = rapid.IntRange(0, 3).Draw(t, "queue")
+		c.Retry.Burst = 2
+		d, err := Assemble(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Policy = pullAlways{}
+		var raw bytes.Buffer
+		jw := journal.NewWriter(&raw)
+		rec, err := NewRecorder(jw, c, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &machine{b: New(c, d, 7), rec: rec, flights: map[fleet.ReqID]int{}, first: map[fleet.ReqID]int{}}
+		for id := range fleet.EndpointID(4) {
+			m.step(t, &Endpoint{Endpoint: id + 1, Connector: 1, Pulls: true, Role: fleet.RoleDecode, Wire: fleet.Link{PerToken: 1e-9}})
+		}
+		t.Repeat(m.moves())
+		m.drain(t)
+		if err := jw.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		tapeAgrees(t, raw.Bytes())
+	})
+}
+
 // TestSplitsKeepTheLaws is TestBrainKeepsItsLaws where requests have two legs.
 func TestSplitsKeepTheLaws(t *testing.T) {
 	splits := 0

@@ -26,7 +26,10 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	if b.plan.Prefill != route.NoSlot {
 		d.Prefill = b.view.ID[b.plan.Prefill]
 	}
-	d.Whole, d.Split = b.planCost(&b.plan.Whole), b.planCost(&b.plan.Split)
+	if s := b.plan.Source; s != route.NoSlot {
+		d.Source, d.Pulled = b.view.ID[s], b.view.Matched[s]-b.view.Matched[b.plan.Chosen]
+	}
+	d.Whole, d.Split, d.Pull = b.planCost(&b.plan.Whole), b.planCost(&b.plan.Split), b.planCost(&b.plan.Pull)
 	present := 0
 	for i := range b.endpoints {
 		if b.endpoints[i].present {
@@ -56,6 +59,9 @@ func (b *Brain) planCost(o *route.Option) fleet.PlanCost {
 	}
 	if o.Prefill != route.NoSlot {
 		c.Prefill = b.view.ID[o.Prefill]
+	}
+	if o.Source != route.NoSlot {
+		c.Source = b.view.ID[o.Source]
 	}
 	return c
 }

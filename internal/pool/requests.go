@@ -51,6 +51,7 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
 		b.arrived(r)
+		b.fetched(r)
 		b.deps.KV.First(b.now, &r.cache, r.job.Fetched(b.now))
 		b.deps.Perf.First(b.now, &r.job)
 		if r.slot != lost && b.deps.Health.Alive(r.slot) {
@@ -92,7 +93,7 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 	b.tally.Done++
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
 	p := r.prompt()
-	b.deps.KV.Done(b.now, &r.cache, &p, uint64(r.Req), ev.Usage)
+	b.deps.KV.Done(b.now, &r.cache, &p, uint64(r.Req), b.pulled(r, ev.Usage))
 	r.Chain = p.Chain
 	b.release(r)
 	b.forget(r)
@@ -107,6 +108,7 @@ func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
 		e.failed++
 		r.tried = append(r.tried, e.Endpoint.Endpoint)
 	}
+	b.pullFailed(r, ev)
 	b.release(r)
 	if slot != lost && ev.Failure.Blames() {
 		out = b.blame(slot, ev.Failure, out)
@@ -227,6 +229,7 @@ func (b *Brain) judge(r *request) int {
 		}
 	}
 	b.judgePrefills(r)
+	b.judgeSources(r)
 	return len(b.query.Candidates)
 }
 
@@ -331,7 +334,12 @@ func (b *Brain) place(r *request, out []Action) []Action {
 			first.adapters.Use(r.Adapter)
 		}
 	} else {
-		b.deps.Perf.Sent(b.now, slot, r.ask(), b.view.Matched[slot], &b.view.Load[slot], &r.job)
+		cached, load := b.view.Matched[slot], b.view.Load[slot]
+		if s := b.plan.Source; s != route.NoSlot {
+			a.Source, a.SourceGen = b.endpoints[s].Endpoint.Endpoint, b.endpoints[s].Gen
+			cached, load.Fetch = b.fetch(r, s)
+		}
+		b.deps.Perf.Sent(b.now, slot, r.ask(), cached, &load, &r.job)
 		p := r.prompt()
 		b.deps.KV.Sent(b.now, slot, &p, b.view.Cache[slot], &r.cache)
 	}
@@ -374,6 +382,7 @@ func (b *Brain) look(r *request) {
 		v.Load[i].Fetch = v.Cache[i].Fetch
 		v.Connector[i] = e.Connector
 		v.Wire[i], v.Asked[i] = b.deps.Wires.Look(b.now, i)
+		v.Busy[i] = b.deps.Wires.Busy(b.now, i)
 		v.Step[i] = *b.deps.Perf.StepAt(i)
 	}
 }
@@ -391,6 +400,7 @@ func (r *request) prompt() kv.Prompt {
 // release takes r off its endpoint.
 func (b *Brain) release(r *request) {
 	b.releasePrefill(r)
+	r.pull = noPull
 	b.deps.Perf.Drop(b.now, &r.job)
 	b.deps.KV.Drop(&r.cache)
 	if r.slot >= 0 {
@@ -406,7 +416,7 @@ func (b *Brain) remember(ev *Arrive) *request {
 		r, b.free = b.free[n-1], b.free[:n-1]
 	}
 	chain, blocks := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...)
-	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill()}
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill(), pull: noPull}
 	r.Chain, r.Blocks = chain, blocks
 	b.requests[ev.Req] = r
 	return r

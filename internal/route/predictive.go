@@ -28,6 +28,7 @@ import (
 type predictive struct {
 	asked, found float64 // prompt tokens, and those that some endpoint had cached, fading
 	lean         lean
+	pull         puller
 	whole, first []int // scratch
 }
 
@@ -69,7 +70,13 @@ func (p *predictive) pickWhole(v *View, q *Query, reuse float64, r *stat.Rand, o
 	for _, c := range q.Candidates {
 		out.Score[c] = -cost(v, q, c, reuse)
 	}
+	if len(q.Sources) > 0 {
+		p.pull.consider(v, q, reuse, out)
+	}
 	pickNear(q, r, out)
+	if len(q.Sources) > 0 {
+		p.pull.settle(v, q, out)
+	}
 }
 
 // pickEither picks the best way to serve the request, whole or split, of which some
@@ -113,17 +120,23 @@ type bill struct {
 // cost is the predicted cost of sending the request to c, in seconds; a token
 // computed is found again reuse times before it leaves a cache.
 func cost(v *View, q *Query, c int, reuse float64) float64 {
-	s, l := &v.Step[c], &v.Load[c]
-	if !s.Known() {
-		guess := perf.Guess()
-		s = &guess
-	}
-	cached := min(v.Matched[c], q.Prompt)
+	b := bill{s: stepOf(v, c), l: &v.Load[c]}
+	return b.of(v, q, c, reuse, min(v.Matched[c], q.Prompt), 0)
+}
+
+// of makes out the bill of a request at c that finds so many tokens of its prompt
+// cached, of which so many have come from elsewhere and push others out.
+func (b *bill) of(v *View, q *Query, c int, reuse float64, cached, come fleet.Tokens) float64 {
+	s, l := b.s, b.l
 	uncached := max(q.Prompt-cached, 1)
-	b := bill{s: s, l: l, uncached: float64(uncached), output: float64(max(q.Output, 1)), others: float64(l.Decoding + l.Ahead + l.Promised)}
+	b.uncached, b.output, b.others = float64(uncached), float64(max(q.Output, 1)), float64(l.Decoding+l.Ahead+l.Promised)
 	b.ttft = s.FirstToken(l, cached, uncached) + s.PerPrompt*adapterCost(v.Adapter[c])
 	b.tpot = s.PerToken(l, q.Prompt, b.output)
-	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + reuse*fullness(v, c, uncached))
+	again := reuse * fullness(v, c, uncached+come)
+	b.work = s.Prompt(uncached, perf.Pairs(cached, uncached)) * (1 + again)
+	if come > 0 {
+		b.work += s.Prompt(come, perf.Pairs(0, come)) * again
+	}
 	longer := s.PerSeq + s.PerKV*(float64(q.Prompt)+b.output/2)
 	sec := b.ttft + b.output*b.tpot + b.others*(b.work+b.output/2*longer) + perf.Followers(l)*b.work
 	allowed := q.SLO.TTFT.Seconds() + b.output*q.SLO.TPOT.Seconds()

@@ -39,6 +39,7 @@ type View struct {
 	Connector []uint64     // slots of the same one can exchange KV; 0 cannot
 	Wire      []fleet.Link // how fast KV leaves for another endpoint; zero where it cannot
 	Asked     []float64    // s until what is asked of that link already has left
+	Busy      []float64    // share of time in which that link was busy of late, 0..1
 }
 
 // Query is what a policy may know of the request.
@@ -55,6 +56,9 @@ type Query struct {
 	// Prefills are the slots that can compute the prompt for another, ascending;
 	// empty when requests are not split.
 	Prefills []int
+	// Sources are the slots from whose caches others can fetch, ascending; empty when
+	// nothing is fetched.
+	Sources []int
 }
 
 // Plan is the outcome of a Pick.
@@ -64,9 +68,12 @@ type Plan struct {
 	// Prefill is the slot that computes the prompt before, NoSlot when the chosen one
 	// does so itself.
 	Prefill int
-	// Whole and Split are the best of their kinds, where the policy has compared
-	// both.
-	Whole, Split Option
+	// Source is the slot from whose cache the chosen one fetches what it lacks of the
+	// prompt, NoSlot when it computes that.
+	Source int
+	// Whole, Split and Pull are the best of their kinds, where the policy has compared
+	// more than one.
+	Whole, Split, Pull Option
 }
 
 // NoSlot is the number of no slot.
@@ -74,16 +81,19 @@ const NoSlot = -1
 
 // Option is one way to serve a request, and what it was predicted to cost.
 type Option struct {
-	Slot, Prefill int     // NoSlot where there is none
-	TTFT          float64 // s
-	Cost          float64 // s, of the request and of others; lower is better
-	Move          float64 // s, of TTFT, to move KV
+	Slot, Prefill, Source int     // NoSlot where there is none
+	TTFT                  float64 // s
+	Cost                  float64 // s, of the request and of others; lower is better
+	Move                  float64 // s, of TTFT, to move KV
 }
+
+// noOption is no way to serve a request.
+var noOption = Option{Slot: NoSlot, Prefill: NoSlot, Source: NoSlot}
 
 // Reset makes p a plan of nothing, before a Pick.
 func (p *Plan) Reset() {
-	p.Chosen, p.Prefill = NoSlot, NoSlot
-	p.Whole, p.Split = Option{Slot: NoSlot, Prefill: NoSlot}, Option{Slot: NoSlot, Prefill: NoSlot}
+	p.Chosen, p.Prefill, p.Source = NoSlot, NoSlot, NoSlot
+	p.Whole, p.Split, p.Pull = noOption, noOption, noOption
 }
 
 // Policy picks one of the candidates. It may keep state of its own, must draw

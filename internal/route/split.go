@@ -28,14 +28,18 @@ const (
 // those at D.
 func (p *predictive) compare(v *View, q *Query, reuse float64, out *Plan) {
 	c := out.Chosen
-	out.Whole = Option{Slot: c, Prefill: NoSlot, TTFT: firstTokenAt(v, q, c), Cost: -out.Score[c]}
+	now := -out.Score[c]
 	if len(q.Prefills) == 0 {
 		return
+	}
+	if out.Pull.Slot == NoSlot {
+		out.Whole = Option{Slot: c, Prefill: NoSlot, Source: NoSlot, TTFT: firstTokenAt(v, q, c), Cost: now}
 	}
 	s := splitter{v: v, q: q, reuse: reuse, output: float64(max(q.Output, 1))}
 	prefills := s.best(q.Prefills, s.prefillCost)
 	decodes := s.best(q.Candidates, s.decodeCost)
-	best := Option{Slot: NoSlot, Prefill: NoSlot, Cost: math.Inf(1)}
+	best := noOption
+	best.Cost = math.Inf(1)
 	for _, pre := range prefills {
 		for _, dec := range decodes {
 			if pre == NoSlot || dec == NoSlot || pre == dec || v.Connector[pre] != v.Connector[dec] {
@@ -50,8 +54,8 @@ func (p *predictive) compare(v *View, q *Query, reuse float64, out *Plan) {
 		return
 	}
 	out.Split = best
-	if best.Cost < out.Whole.Cost*(1-splitGain) {
-		out.Chosen, out.Prefill = best.Slot, best.Prefill
+	if best.Cost < now*(1-splitGain) {
+		out.Chosen, out.Prefill, out.Source = best.Slot, best.Prefill, NoSlot
 		out.Score[best.Slot] = -best.Cost
 	}
 }
@@ -143,7 +147,7 @@ func (s *splitter) pair(pre, dec int) Option {
 	prompt, work := s.prompt(pre)
 	first, tpot, longer := s.answer(dec)
 	moved := max(q.Prompt-v.Matched[dec], 0)
-	o := Option{Slot: dec, Prefill: pre, Move: v.Wire[pre].Latency + v.Asked[pre] + v.Wire[pre].PerToken*float64(moved)}
+	o := Option{Slot: dec, Prefill: pre, Source: NoSlot, Move: v.Wire[pre].Latency + v.Asked[pre] + v.Wire[pre].PerToken*float64(moved)}
 	o.TTFT = prompt + o.Move + first
 	lp, ld := &v.Load[pre], &v.Load[dec]
 	atP, atD := float64(lp.Decoding+lp.Ahead+lp.Promised), float64(ld.Decoding+ld.Ahead+ld.Promised)

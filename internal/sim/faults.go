@@ -183,7 +183,7 @@ func (r *run) boot(i int) error {
 		if !en.listed {
 			en.told++
 			en.listed = true
-			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector})
+			r.tell(&pool.Endpoint{Endpoint: endpointID(m), Gen: en.told, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector, Pulls: rep.Pulls})
 		}
 		r.opened(m)
 	}
@@ -273,7 +273,7 @@ func (r *run) remove(k int) {
 		r.engines[m].leaving = true
 		rep := &r.c.Replicas[m]
 		r.tell(&pool.Endpoint{
-			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector,
+			Endpoint: endpointID(m), Gen: r.engines[m].told, Change: pool.EndpointDrain, Limits: rep.Limits, Variant: rep.Variant, Step: rep.Step, Links: rep.Links, Role: rep.Role, Wire: rep.Leaves, Connector: rep.Connector, Pulls: rep.Pulls,
 		})
 	}
 	r.leave(k, r.now)

@@ -15,6 +15,7 @@ type Result struct {
 	Arrived, Done, Failed, Refused int
 	Retries                        int
 	Splits                         int   // dispatches in two legs
+	Pulls                          int   // dispatches for which something was fetched from another replica's cache
 	MovedTokens                    int64 // between replicas
 	Good                           int   // done within the targets
 	TTFT, TPOT, E2E                stat.Hist
@@ -48,7 +49,7 @@ func (res *Result) firstToken(q *request, o enginesim.Output) {
 		return // its prompt was counted where it was computed
 	}
 	res.PromptTokens += int64(q.Input)
-	res.CachedTokens += int64(o.Cached)
+	res.CachedTokens += int64(q.cached)
 	res.CachedCPU += int64(o.FromCPU)
 	res.CachedDisk += int64(o.FromDisk)
 }

@@ -27,6 +27,7 @@ type Replica struct {
 	Role    fleet.Role
 	// Connector is the same, and above 0, for replicas that can exchange KV.
 	Connector uint64
+	Pulls     bool              // they fetch from each other's caches, too
 	Wire      Wire              // its truth, which must be set beside a Connector
 	Leaves    fleet.Link        // belief of it
 	Offload   enginesim.Offload // memory below the GPU's

@@ -23,6 +23,7 @@ const (
 	stagePrefill // its prompt is being computed
 	stageMove    // its KV is on its way
 	stageAnswer
+	stagePull // what another replica has of its prompt is on its way
 )
 
 // noReplica is the number of no replica.
@@ -82,13 +83,20 @@ func (r *run) prefillDone(q *request, p int, o enginesim.Output) {
 	bytes := float64(tokens) * w.KVBytes
 	en.wireFree = max(en.wireFree, asked).Add(time.Duration(bytes / w.Bandwidth * float64(time.Second)))
 	r.res.MovedTokens += int64(tokens)
-	r.push(en.wireFree.Add(w.Latency), kindMoved, q.index)
+	q.due = en.wireFree.Add(w.Latency)
+	r.push(q.due, kindMoved, q.index)
 }
 
 // moved lets the answer of request i begin: its KV has come.
 func (r *run) moved(i int) {
 	q := r.requests.get(i)
-	if q == nil || q.stage != stageMove {
+	switch {
+	case q == nil || q.due != r.now: // of an attempt that has been given up
+		return
+	case q.stage == stagePull:
+		r.pulledIn(q)
+		return
+	case q.stage != stageMove:
 		return
 	}
 	r.release(q)
@@ -140,10 +148,14 @@ func (r *run) failPrefill(q *request, f fleet.Failure) {
 // breakLegs fails what a replica that has just died was doing for others.
 func (r *run) breakLegs(k int) {
 	for i := range r.requests.taken {
-		q := r.requests.get(i)
-		if q != nil && q.stage == stageMove && q.prefill == k {
+		switch q := r.requests.get(i); {
+		case q == nil:
+		case q.stage == stageMove && q.prefill == k:
 			q.prefill = noReplica
 			r.fail(q, fleet.FailStatus) // the KV cannot be loaded
+		case q.stage == stagePull && q.source == k:
+			q.received, q.due = 0, 0
+			r.pulledIn(q)
 		}
 	}
 }

@@ -10,20 +10,23 @@ import (
 // request is one request of the workload and how far it has come.
 type request struct {
 	workload.Request
-	index   int // place in the load, from 0
-	gateway int
-	start   fleet.Time
-	sent    fleet.Time // when it was last dispatched
-	first   fleet.Time // when the client saw its first token; 0 before
-	attempt int
-	replica int // of the last dispatch: the one that answers
-	prefill int // the one that computes the prompt for it and holds its KV; noReplica for none
-	stage   int
-	cached  fleet.Tokens  // prompt tokens that the engine had
-	ttft    time.Duration // predicted at its last dispatch; 0 unknown
-	tpot    time.Duration
-	chain   []uint64 // of the prompt, as engines key it; nil before it is needed
-	done    bool     // the whole answer has come
+	index    int // place in the load, from 0
+	gateway  int
+	start    fleet.Time
+	sent     fleet.Time // when it was last dispatched
+	first    fleet.Time // when the client saw its first token; 0 before
+	attempt  int
+	replica  int // of the last dispatch: the one that answers
+	prefill  int // the one that computes the prompt for it and holds its KV; noReplica for none
+	stage    int
+	source   int           // the one from whose cache its prompt is fetched, with stagePull
+	due      fleet.Time    // when what moves will have come
+	received fleet.Tokens  // of its prompt, fetched from there
+	cached   fleet.Tokens  // prompt tokens that the engine had
+	ttft     time.Duration // predicted at its last dispatch; 0 unknown
+	tpot     time.Duration
+	chain    []uint64 // of the prompt, as engines key it; nil before it is needed
+	done     bool     // the whole answer has come
 }
 
 // table holds the requests that are open, so that memory follows what is in

@@ -15,7 +15,7 @@ func (r *run) act(g int, a *pool.Action) {
 			r.dispatchSplit(q, int(a.Prefill)-1, int(a.Endpoint)-1, a.Attempt, a.Decision)
 			break
 		}
-		r.dispatch(r.requests.get(indexOf(a.Req)), int(a.Endpoint)-1, a.Attempt, a.Decision)
+		r.dispatch(r.requests.get(indexOf(a.Req)), int(a.Endpoint)-1, int(a.Source)-1, a.Attempt, a.Decision)
 	case pool.Refuse:
 		if q := r.requests.get(indexOf(a.Req)); q != nil {
 			r.res.Refused++
@@ -26,10 +26,14 @@ func (r *run) act(g int, a *pool.Action) {
 	}
 }
 
-// dispatch sends a request to replica k.
-func (r *run) dispatch(q *request, k, attempt int, d *fleet.Decision) {
-	q.replica, q.stage = k, stageWhole
+// dispatch sends a request to replica k, which fetches what it lacks of the prompt
+// from replica s, unless that is none.
+func (r *run) dispatch(q *request, k, s, attempt int, d *fleet.Decision) {
+	q.replica, q.stage, q.received = k, stageWhole, 0
 	q.attempt, q.sent, q.ttft, q.tpot = attempt, r.now, d.Candidates[0].TTFT, d.Candidates[0].TPOT
+	if s != noReplica {
+		q.ttft = d.Pull.TTFT
+	}
 	if attempt > 1 {
 		r.res.Retries++
 	}
@@ -42,9 +46,19 @@ func (r *run) dispatch(q *request, k, attempt int, d *fleet.Decision) {
 	// comes first.
 	at := r.now.Add(r.c.Hop)
 	r.collect(k, at)
+	if s != noReplica && r.startPull(q, s, at) {
+		return
+	}
+	r.submit(q, k, at, 0)
+}
+
+// submit gives replica k a request, of whose prompt so many tokens have come with
+// their KV.
+func (r *run) submit(q *request, k int, at fleet.Time, received fleet.Tokens) {
+	en := r.engines[k]
 	err := en.Submit(at, enginesim.Request{
 		ID: reqID(q.index), Chain: q.engineChain(), Prompt: fleet.Tokens(max(q.Input, 1)),
-		Output: fleet.Tokens(max(q.Output, 1)), Finish: enginesim.FinishLength,
+		Output: fleet.Tokens(max(q.Output, 1)), Finish: enginesim.FinishLength, Received: received,
 	})
 	if err != nil {
 		r.fail(q, fleet.FailClient) // longer than the engine can ever hold
@@ -128,7 +142,7 @@ func (r *run) report(k int, o enginesim.Output) {
 	leg := pool.Leg{Req: o.Req, Attempt: q.attempt}
 	if o.First {
 		if q.first = max(seen, 1); q.stage == stageWhole {
-			q.cached = o.Cached
+			q.cached = max(o.Cached, q.received)
 		}
 		r.res.firstToken(q, o)
 		leg.Phase = fleet.PhaseFirstToken
@@ -177,7 +191,7 @@ func (r *run) giveUp(i int) {
 	if q.stage == stageMove {
 		r.release(q)
 	}
-	if q.attempt > 0 {
+	if q.attempt > 0 && q.stage != stagePull {
 		en := r.engines[q.at()]
 		if _, has := en.has[reqID(i)]; has {
 			k := q.at()
