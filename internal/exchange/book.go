@@ -90,6 +90,8 @@ type Book struct {
 	oldest   []string // ids in fences, in the order they came
 	open     map[string]*Ticket
 	closed   []Ticket // the latest
+	ended    []Ticket // not told of yet
+	pairs    map[couple]*Flow
 	dues     dues
 	revision uint64
 	census   uint64
@@ -129,7 +131,7 @@ const (
 func NewBook(c Config) *Book {
 	return &Book{
 		config: c, links: NewLinks(c.Prior), held: map[string]*holding{}, fences: map[string]*fence{},
-		open: map[string]*Ticket{}, closed: make([]Ticket, 0, min(c.KeepTickets, 1024)),
+		open: map[string]*Ticket{}, pairs: map[couple]*Flow{}, closed: make([]Ticket, 0, min(c.KeepTickets, 1024)),
 	}
 }
 

@@ -14,16 +14,20 @@ type Stage string
 
 // The stages of a transfer. The last three close its ticket.
 const (
-	Planned Stage = "planned" // prefill computes, or will
-	Ready   Stage = "ready"   // its blocks wait to be pulled, while the engine's lease lasts
-	Pulling Stage = "pulling"
-	Done    Stage = "done"
-	Aborted Stage = "aborted"
-	Expired Stage = "expired"
+	Planned    Stage = "planned"    // prefill will compute it
+	Prefilling Stage = "prefilling" // prefill does; who does not tell is planned until it is ready
+	Ready      Stage = "ready"      // its blocks wait to be pulled, while the engine's lease lasts
+	Pulling    Stage = "pulling"
+	Done       Stage = "done"
+	Aborted    Stage = "aborted"
+	Expired    Stage = "expired"
 )
 
 // Open reports whether the transfer may still happen.
-func (s Stage) Open() bool { return s == Planned || s == Ready || s == Pulling }
+func (s Stage) Open() bool { return s.early() || s == Ready || s == Pulling }
+
+// early reports whether nothing is there to be pulled yet.
+func (s Stage) early() bool { return s == Planned || s == Prefilling }
 
 // Order is what a ticket is asked for.
 type Order struct {
@@ -34,6 +38,12 @@ type Order struct {
 	SourceIncarnation, ConsumerIncarnation string
 	Blocks                                 int64
 	Bytes                                  int64 // 0 where nobody knows yet
+	Tokens                                 int64 // of the prompt; 0 where nobody knows
+	// Judged says that who orders has judged the pair by what it knows of it: one of
+	// the two has told too little to be judged here.
+	Judged bool
+	// Notify has the ticket told of by Ended when it is closed.
+	Notify bool
 }
 
 // Ticket is one transfer of KV between two incarnations.
@@ -44,9 +54,11 @@ type Ticket struct {
 	Stage    Stage
 	Moved    int64 // bytes, told at the end
 	Took     time.Duration
-	Reason   string // why it was aborted or has expired
+	Expected time.Duration // how long it was predicted to take; 0 when it was not
+	Reason   string        // why it was aborted or has expired
+	Failure  fleet.Failure // of an attempt that has failed, which aborted it
 
-	PlannedAt, ReadyAt, PullingAt, EndedAt fleet.Time
+	PlannedAt, PrefillingAt, ReadyAt, PullingAt, EndedAt fleet.Time
 	// Deadline is the end of the engine's lease on the blocks, and before that of
 	// the time a prefill may take.
 	Deadline fleet.Time
@@ -59,7 +71,7 @@ type Ticket struct {
 // overdue says what a ticket has waited for in vain.
 func (t *Ticket) overdue() string {
 	switch t.Stage {
-	case Planned:
+	case Planned, Prefilling:
 		return "no prefill in time"
 	case Ready:
 		return "nobody pulled before the engine's lease ended"
@@ -72,6 +84,7 @@ type Tally struct {
 	Opened  uint64 `json:"opened"`
 	Done    uint64 `json:"done"`
 	Aborted uint64 `json:"aborted"`
+	Failed  uint64 `json:"failed"` // of those aborted, because an engine has failed
 	Expired uint64 `json:"expired"`
 	Open    int    `json:"open"`
 	Bytes   int64  `json:"bytes"` // moved by those that are done
@@ -96,7 +109,10 @@ func (b *Book) Plan(now fleet.Time, o Order) (Ticket, Verdict, error) {
 			return Ticket{}, Verdict{}, err
 		}
 	}
-	v := Judge(&src.Instance, &dst.Instance)
+	v := Verdict{OK: true}
+	if !o.Judged {
+		v = Judge(&src.Instance, &dst.Instance)
+	}
 	if !v.OK {
 		return Ticket{}, v, fmt.Errorf("%w: %s", ErrIncompatible, v.Hard[0])
 	}
@@ -109,6 +125,7 @@ func (b *Book) Plan(now fleet.Time, o Order) (Ticket, Verdict, error) {
 	b.open[o.ID] = t
 	src.tickets, dst.tickets = append(src.tickets, t), append(dst.tickets, t)
 	b.tally.Opened++
+	b.flow(t).Planned++
 	b.hold(t, now, b.config.PlanFor)
 	return t.told(), v, nil
 }
@@ -118,8 +135,8 @@ func (b *Book) orderable(o Order) error {
 	switch {
 	case Text(o.ID, true) != nil:
 		return fmt.Errorf("id: %w", Text(o.ID, true))
-	case o.Bytes < 0 || o.Blocks < 0:
-		return fmt.Errorf("bytes and blocks must not be negative, are %d and %d", o.Bytes, o.Blocks)
+	case o.Bytes < 0 || o.Blocks < 0 || o.Tokens < 0:
+		return fmt.Errorf("bytes, blocks and tokens must not be negative, are %d, %d and %d", o.Bytes, o.Blocks, o.Tokens)
 	case len(b.open) >= b.config.MaxTickets:
 		return fmt.Errorf("%w: there are %d open tickets already", ErrFull, len(b.open))
 	}
@@ -132,11 +149,22 @@ func (b *Book) orderable(o Order) error {
 // lanes is how many pairs of ranks move KV side by side.
 func lanes(a, b *holding) int { return max(1, min(a.Parallel.TP, b.Parallel.TP)) }
 
+// Prefilling says that the source computes the KV.
+func (b *Book) Prefilling(now fleet.Time, id, sourceIncarnation string) (Ticket, error) {
+	t, err := b.turn(now, id, sourceIncarnation, true, Planned)
+	if err != nil {
+		return Ticket{}, err
+	}
+	t.Stage, t.PrefillingAt = Prefilling, now
+	b.hold(t, now, b.config.PlanFor)
+	return t.told(), nil
+}
+
 // Ready says that the source has computed the KV and keeps it for so long; lease
 // 0 is what the source's registration says, or the default. Bytes above 0 correct
 // the order's.
 func (b *Book) Ready(now fleet.Time, id, sourceIncarnation string, bytes int64, lease time.Duration) (Ticket, error) {
-	t, err := b.turn(now, id, sourceIncarnation, true, Planned)
+	t, err := b.turn(now, id, sourceIncarnation, true, Planned, Prefilling)
 	if err != nil {
 		return Ticket{}, err
 	}
@@ -144,6 +172,9 @@ func (b *Book) Ready(now fleet.Time, id, sourceIncarnation string, bytes int64, 
 		return t.told(), fmt.Errorf("bytes must not be negative and the lease must be between 0 and %v, are %d and %v", MaxLease, bytes, lease)
 	}
 	t.Stage, t.ReadyAt, t.Bytes = Ready, now, cmp.Or(bytes, t.Bytes)
+	if e, err := b.Predict(now, t.Source, t.Consumer, t.Bytes); err == nil && t.Bytes > 0 {
+		t.Expected = time.Duration(e.Seconds * float64(time.Second))
+	}
 	b.hold(t, now, b.blockLease(t, lease))
 	return t.told(), nil
 }
@@ -166,18 +197,32 @@ func (b *Book) Pulling(now fleet.Time, id, consumerIncarnation string, lease tim
 	return t.told(), nil
 }
 
+// Outcome is what is told of a transfer that is done.
+type Outcome struct {
+	Bytes    int64         // 0: as ordered
+	Tokens   int64         // 0: as ordered
+	Took     time.Duration // 0: since the pull began
+	Expected time.Duration // 0: as was predicted here
+	Untimed  bool          // nobody knows how long it took, and the link learns nothing
+}
+
 // Done says that the consumer has the KV: so many bytes (0: as ordered) in so
 // long (0: since the pull began). The link learns from it.
 func (b *Book) Done(now fleet.Time, id, consumerIncarnation string, bytes int64, took time.Duration) (Ticket, error) {
+	return b.Finish(now, id, consumerIncarnation, Outcome{Bytes: bytes, Took: took})
+}
+
+// Finish is Done with all that can be told.
+func (b *Book) Finish(now fleet.Time, id, consumerIncarnation string, o Outcome) (Ticket, error) {
 	t, err := b.turn(now, id, consumerIncarnation, false, Ready, Pulling)
 	if err != nil {
 		return Ticket{}, err
 	}
-	if bytes < 0 || took < 0 {
-		return t.told(), fmt.Errorf("bytes and time must not be negative, are %d and %v", bytes, took)
+	if o.Bytes < 0 || o.Took < 0 {
+		return t.told(), fmt.Errorf("bytes and time must not be negative, are %d and %v", o.Bytes, o.Took)
 	}
-	t.Moved = cmp.Or(bytes, t.Bytes)
-	if t.Took = took; took == 0 && t.Stage == Pulling {
+	t.Moved, t.Tokens, t.Expected = cmp.Or(o.Bytes, t.Bytes), cmp.Or(o.Tokens, t.Tokens), cmp.Or(o.Expected, t.Expected)
+	if t.Took = o.Took; t.Took == 0 && t.Stage == Pulling && !o.Untimed {
 		t.Took = now.Sub(t.PullingAt)
 	}
 	// Flows come and go while it pulls: their mean is taken from both ends.
@@ -188,6 +233,18 @@ func (b *Book) Done(now fleet.Time, id, consumerIncarnation string, bytes int64,
 	b.links.Observe(now, t.From, t.To, Move{Bytes: t.Moved, Flows: flows, Lanes: t.Lanes}, t.Took)
 	b.tally.Bytes += t.Moved
 	b.end(t, now, Done, "")
+	return t.told(), nil
+}
+
+// Fail closes a ticket because an engine has failed.
+func (b *Book) Fail(now fleet.Time, id string, f fleet.Failure, reason string) (Ticket, error) {
+	b.Advance(now)
+	t, err := b.opened(id)
+	if err != nil {
+		return Ticket{}, err
+	}
+	t.Failure = f
+	b.end(t, now, Aborted, cmp.Or(reason, f.String()))
 	return t.told(), nil
 }
 
@@ -210,8 +267,8 @@ func (b *Book) Readable(now fleet.Time, id string) error {
 	if err != nil {
 		return err
 	}
-	if t.Stage == Planned {
-		return fmt.Errorf("%w: %q is planned, nothing is there yet", ErrState, id)
+	if t.Stage.early() {
+		return fmt.Errorf("%w: %q is %s, nothing is there yet", ErrState, id, t.Stage)
 	}
 	_, err = b.holder(t.Source, t.SourceIncarnation)
 	return err
@@ -272,7 +329,11 @@ func (b *Book) end(t *Ticket, now fleet.Time, s Stage, reason string) {
 		b.tally.Expired++
 	default:
 		b.tally.Aborted++
+		if t.Failure != fleet.FailNone {
+			b.tally.Failed++
+		}
 	}
+	b.flow(t).end(t)
 	delete(b.open, t.ID)
 	b.dues.drop(&t.due)
 	for _, id := range []string{t.Source, t.Consumer} {
@@ -283,7 +344,18 @@ func (b *Book) end(t *Ticket, now fleet.Time, s Stage, reason string) {
 		b.closed = slices.Delete(b.closed, 0, len(b.closed)/2+1)
 	}
 	b.closed = append(b.closed, t.told())
+	if t.Notify {
+		b.ended = append(b.ended, t.told())
+	}
 	b.revision++
+}
+
+// Ended returns the tickets closed since it was last called, of those whose order
+// asked for it.
+func (b *Book) Ended() []Ticket {
+	list := b.ended
+	b.ended = nil
+	return list
 }
 
 // told is a copy of t that keeps nothing of the book alive.
@@ -348,7 +420,7 @@ func (b *Book) Predict(now fleet.Time, source, consumer string, bytes int64) (Es
 	m := Move{Bytes: bytes, Lanes: lanes(src, dst)}
 	e := b.links.Predict(src.Domain, dst.Domain, m)
 	for _, t := range src.tickets {
-		if t.Source != source || t.Stage == Planned {
+		if t.Source != source || t.Stage.early() {
 			continue
 		}
 		o := Move{Bytes: min(bytes, b.rest(t, now)), Lanes: t.Lanes}

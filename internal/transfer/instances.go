@@ -5,11 +5,16 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"penstock.dev/penstock/internal/exchange"
 	"penstock.dev/penstock/internal/fleet"
 )
+
+// Unnamed begins the ids of instances that the gateway registers itself, for
+// engines that say nothing. Nobody else may.
+const Unnamed = "@"
 
 // registration is the body of POST /instances.
 type registration struct {
@@ -52,6 +57,9 @@ func (s *Server) postInstance(w http.ResponseWriter, r *http.Request) {
 		if lease, err = time.ParseDuration(body.Lease); err != nil || lease <= 0 {
 			err = fmt.Errorf("lease: must be a positive duration such as 30s, is %q", body.Lease)
 		}
+	}
+	if err == nil && strings.HasPrefix(body.ID, Unnamed) {
+		err = fmt.Errorf("id: must not begin with %q, as those do that the gateway makes", Unnamed)
 	}
 	if err == nil {
 		err = s.admitRanks(body.Ranks)

@@ -199,7 +199,7 @@ var meanings = map[string]string{
 	"index":          "Goes into the next watch.",
 	"leaseMs":        "How long the engine keeps the blocks from now.",
 	"tookMs":         "From the first byte asked for to the last one there.",
-	"stage":          "planned, ready, pulling, done, aborted or expired.",
+	"stage":          "planned, prefilling, ready, pulling, done, aborted or expired.",
 	"wait":           "Seconds that other flows of the source take away, and lose.",
 	"error":          "Why not; of links by what factor, less 1, earlier estimates were off.",
 	"samples":        "Finished transfers behind it; 0 is the prior alone.",

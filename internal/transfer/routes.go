@@ -82,6 +82,7 @@ func (s *Server) own() []route {
 			query: watching(param{name: "stage", kind: "string", what: "stage"}, param{name: "instance", kind: "string", what: "id of the source or consumer"}),
 		},
 		{method: "GET", path: prefix + "/tickets/{id}", handle: s.getTicket, what: "One transfer.", out: body[ticket](), status: 200, refusals: "404"},
+		step("prefilling", "The source computes the KV.", s.advance(prefilling)),
 		step("ready", "The source has computed the KV and keeps it.", s.advance(ready)),
 		step("pulling", "The consumer reads, or reads still.", s.advance(pulling)),
 		step("done", "The consumer has the KV.", s.advance(done)),

@@ -20,11 +20,12 @@ type order struct {
 	ConsumerIncarnation string `json:"consumerIncarnation,omitempty"`
 	Blocks              int64  `json:"blocks,omitempty"`
 	Bytes               int64  `json:"bytes,omitempty"`
+	Tokens              int64  `json:"tokens,omitempty"`
 }
 
 // progress is the body of what is reported of a ticket.
 type progress struct {
-	Incarnation string  `json:"incarnation,omitempty"` // of the source for ready, else of the consumer
+	Incarnation string  `json:"incarnation,omitempty"` // of the source for prefilling and ready, else of the consumer
 	Bytes       int64   `json:"bytes,omitempty"`       // ready and done
 	LeaseMs     int64   `json:"leaseMs,omitempty"`     // ready and pulling: how long the engine keeps the blocks from now
 	TookMs      float64 `json:"tookMs,omitempty"`      // done
@@ -34,18 +35,21 @@ type progress struct {
 // ticket is one as it is shown.
 type ticket struct {
 	order
-	Stage    exchange.Stage    `json:"stage"`
-	From     string            `json:"from"` // domains
-	To       string            `json:"to"`
-	Planned  time.Time         `json:"planned"`
-	Ready    *time.Time        `json:"ready,omitempty"`
-	Pulling  *time.Time        `json:"pulling,omitempty"`
-	Ended    *time.Time        `json:"ended,omitempty"`
-	Deadline time.Time         `json:"deadline"`
-	Moved    int64             `json:"moved,omitempty"`
-	TookMs   float64           `json:"tookMs,omitempty"`
-	Reason   string            `json:"reason,omitempty"`
-	Verdict  *exchange.Verdict `json:"verdict,omitempty"` // with the answer to POST
+	Stage      exchange.Stage    `json:"stage"`
+	From       string            `json:"from"` // domains
+	To         string            `json:"to"`
+	Planned    time.Time         `json:"planned"`
+	Prefilling *time.Time        `json:"prefilling,omitempty"`
+	Ready      *time.Time        `json:"ready,omitempty"`
+	Pulling    *time.Time        `json:"pulling,omitempty"`
+	Ended      *time.Time        `json:"ended,omitempty"`
+	Deadline   time.Time         `json:"deadline"`
+	Moved      int64             `json:"moved,omitempty"`
+	TookMs     float64           `json:"tookMs,omitempty"`
+	ExpectedMs float64           `json:"expectedMs,omitempty"` // as was predicted
+	Reason     string            `json:"reason,omitempty"`
+	Failure    string            `json:"failure,omitempty"` // of an engine, which aborted it
+	Verdict    *exchange.Verdict `json:"verdict,omitempty"` // with the answer to POST
 }
 
 // ticketList answers GET /tickets.
@@ -57,14 +61,17 @@ type ticketList struct {
 
 func (s *Server) view(t exchange.Ticket) ticket {
 	v := ticket{
-		order: order{t.ID, t.Source, t.SourceIncarnation, t.Consumer, t.ConsumerIncarnation, t.Blocks, t.Bytes},
+		order: order{t.ID, t.Source, t.SourceIncarnation, t.Consumer, t.ConsumerIncarnation, t.Blocks, t.Bytes, t.Tokens},
 		Stage: t.Stage, From: t.From, To: t.To, Planned: s.clock(t.PlannedAt), Deadline: s.clock(t.Deadline),
-		Moved: t.Moved, TookMs: float64(t.Took) / 1e6, Reason: t.Reason,
+		Moved: t.Moved, TookMs: float64(t.Took) / 1e6, ExpectedMs: float64(t.Expected) / 1e6, Reason: t.Reason,
+	}
+	if t.Failure != fleet.FailNone {
+		v.Failure = t.Failure.String()
 	}
 	for _, at := range []struct {
 		to   **time.Time
 		when fleet.Time
-	}{{&v.Ready, t.ReadyAt}, {&v.Pulling, t.PullingAt}, {&v.Ended, t.EndedAt}} {
+	}{{&v.Prefilling, t.PrefillingAt}, {&v.Ready, t.ReadyAt}, {&v.Pulling, t.PullingAt}, {&v.Ended, t.EndedAt}} {
 		if at.when != 0 {
 			*at.to = new(s.clock(at.when))
 		}
@@ -87,7 +94,7 @@ func (s *Server) postTicket(w http.ResponseWriter, r *http.Request) {
 	s.Do(func(now fleet.Time, b *exchange.Book) {
 		t, v, err = b.Plan(now, exchange.Order{
 			ID: body.ID, Source: body.Source, Consumer: body.Consumer,
-			SourceIncarnation: body.SourceIncarnation, ConsumerIncarnation: body.ConsumerIncarnation, Blocks: body.Blocks, Bytes: body.Bytes,
+			SourceIncarnation: body.SourceIncarnation, ConsumerIncarnation: body.ConsumerIncarnation, Blocks: body.Blocks, Bytes: body.Bytes, Tokens: body.Tokens,
 		})
 	})
 	switch {
@@ -164,6 +171,10 @@ func (p progress) check() error {
 }
 
 func (p progress) lease() time.Duration { return time.Duration(p.LeaseMs) * time.Millisecond }
+
+func prefilling(b *exchange.Book, now fleet.Time, id string, p progress) (exchange.Ticket, error) {
+	return b.Prefilling(now, id, p.Incarnation)
+}
 
 func ready(b *exchange.Book, now fleet.Time, id string, p progress) (exchange.Ticket, error) {
 	return b.Ready(now, id, p.Incarnation, p.Bytes, p.lease())

@@ -38,6 +38,9 @@ type Options struct {
 	// TrustFleet lets requests to the adapters, whose engines can send no token, in
 	// from addresses that Admit admits. Use it where the network is trusted.
 	TrustFleet bool
+	// Census is told when instances come, change or go. It is called under a lock: it
+	// must not wait, nor ask the server anything. Nil is told nothing.
+	Census func()
 }
 
 // Server is the exchange. It has no goroutine of its own: leases end when
@@ -53,6 +56,7 @@ type Server struct {
 	changed  chan struct{} // closed when the book's revision grows
 	revision uint64
 	watching int
+	followed map[string]func(exchange.Ticket)
 	census   uint64
 	lives    map[string]life
 	grace    fleet.Time // until then lives that were restored wait for their instances; 0 for none
@@ -75,7 +79,7 @@ func New(o Options) (*Server, error) {
 		o.Admit = admitLoopback
 	}
 	s := &Server{
-		o: o, start: time.Now(), book: exchange.NewBook(o.Book), changed: make(chan struct{}), lives: map[string]life{},
+		o: o, start: time.Now(), book: exchange.NewBook(o.Book), changed: make(chan struct{}), followed: map[string]func(exchange.Ticket){}, lives: map[string]life{},
 		blobs: blobs{of: map[string]map[string][]byte{}}, keys: keys{at: map[string]*keyValue{}},
 		mooncake: map[string]*bootstrap{}, sglang: map[string]*topology{}, refused: map[string]uint64{},
 	}
@@ -106,6 +110,31 @@ func (s *Server) Do(f func(now fleet.Time, b *exchange.Book)) {
 	s.settleLocked()
 }
 
+// Plan opens a ticket for somebody in this process, once prepare, which may be
+// nil, has made the book ready for it. When the ticket is closed, by whomever,
+// ended is told, under a lock: it must not wait, nor ask the server anything.
+func (s *Server) Plan(o exchange.Order, prepare func(fleet.Time, *exchange.Book) error, ended func(exchange.Ticket)) (t exchange.Ticket, err error) {
+	o.Notify = ended != nil
+	s.Do(func(now fleet.Time, b *exchange.Book) {
+		if prepare != nil {
+			if err = prepare(now, b); err != nil {
+				return
+			}
+		}
+		if t, _, err = b.Plan(now, o); err == nil && ended != nil {
+			s.followed[o.ID] = ended
+		}
+	})
+	return t, err
+}
+
+// Forget tells whoever planned a ticket nothing more of it: who closes it knows.
+func (s *Server) Forget(id string) {
+	s.mu.Lock()
+	delete(s.followed, id)
+	s.mu.Unlock()
+}
+
 // nowLocked is the present, and what was due by then is done.
 func (s *Server) nowLocked() fleet.Time {
 	now := fleet.Time(time.Since(s.start))
@@ -126,6 +155,15 @@ func (s *Server) settleLocked() {
 	if c := s.book.Census(); c != s.census {
 		s.census = c
 		s.followLocked()
+		if s.o.Census != nil {
+			s.o.Census()
+		}
+	}
+	for _, t := range s.book.Ended() {
+		if f := s.followed[t.ID]; f != nil {
+			delete(s.followed, t.ID)
+			f(t)
+		}
 	}
 	if r := s.book.Revision(); r != s.revision {
 		s.revision = r
