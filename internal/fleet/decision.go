@@ -55,6 +55,10 @@ type Candidate struct {
 	Adapter                AdapterFit    // what the request's adapter takes there
 }
 
+// Pair is an endpoint that computes prompts and one that answers; the zero Pair is
+// none.
+type Pair struct{ Prefill, Decode EndpointID }
+
 // PlanCost is one way to serve a request and what it was predicted to cost.
 type PlanCost struct {
 	Endpoint, Prefill EndpointID // NoEndpoint where there is none
@@ -84,7 +88,11 @@ type Decision struct {
 	// Whole, Split and Pull are the best ways of their kinds, where there was more
 	// than one kind.
 	Whole, Split, Pull PlanCost
-	Counts             [Verdicts]int // endpoints by verdict, all of them
+	// Barred is how many pairs of endpoints could have served it, had they been able
+	// to exchange KV; BarredPair is the first of them.
+	Barred     int
+	BarredPair Pair
+	Counts     [Verdicts]int // endpoints by verdict, all of them
 	// Candidates are the endpoints considered, best first. At most
 	// MaxCandidates.
 	Candidates []Candidate

@@ -24,6 +24,7 @@ const (
 	codeTick
 	codeServes
 	codeKV
+	codeBarred
 )
 
 // EncodeEvent appends ev to e.
@@ -48,6 +49,11 @@ func EncodeEvent(e *journal.Encoder, ev Event) {
 	case *KV:
 		e.Uint(codeKV)
 		encodeKV(e, ev)
+	case *Barred:
+		e.Uint(codeBarred)
+		e.Uint(uint64(ev.Endpoint))
+		e.Uint(uint64(ev.Gen))
+		encodeEndpoints(e, ev.Sources)
 	case *Probed:
 		e.Uint(codeProbed)
 		e.Uint(uint64(ev.Endpoint))
@@ -85,6 +91,8 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 		ev = &Serves{Endpoint: endpointID(d), Gen: gen(d), Adapters: decodeAdapters(d)}
 	case codeKV:
 		ev = decodeKV(d)
+	case codeBarred:
+		ev = &Barred{Endpoint: endpointID(d), Gen: gen(d), Sources: decodeEndpoints(d)}
 	case codeProbed:
 		ev = &Probed{Endpoint: endpointID(d), Gen: gen(d), OK: d.Bool()}
 	case codeArrive:
@@ -103,6 +111,21 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 
 func endpointID(d *journal.Decoder) fleet.EndpointID { return fleet.EndpointID(d.Uint()) }
 func gen(d *journal.Decoder) fleet.Gen               { return fleet.Gen(d.Uint()) }
+
+func encodeEndpoints(e *journal.Encoder, list []fleet.EndpointID) {
+	e.Uint(uint64(len(list)))
+	for _, id := range list {
+		e.Uint(uint64(id))
+	}
+}
+
+func decodeEndpoints(d *journal.Decoder) []fleet.EndpointID {
+	var list []fleet.EndpointID
+	for range d.Len(1) {
+		list = append(list, endpointID(d))
+	}
+	return list
+}
 
 func encodeEndpoint(e *journal.Encoder, ev *Endpoint) {
 	e.Uint(uint64(ev.Endpoint))
@@ -318,6 +341,11 @@ func EncodeActions(e *journal.Encoder, actions []Action) {
 		e.Duration(a.RetryAfter)
 		e.Uint(uint64(a.Health))
 		e.Uint(uint64(a.Cause))
+		if a.Kind == Moved {
+			e.Tokens(a.Tokens)
+			e.Duration(a.Expected)
+			e.Duration(a.Took)
+		}
 		e.Bool(a.Decision != nil)
 		if a.Decision != nil {
 			encodeDecision(e, a.Decision)
@@ -340,6 +368,9 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 	encodePlanCost(e, &d.Whole)
 	encodePlanCost(e, &d.Split)
 	encodePlanCost(e, &d.Pull)
+	e.Int(int64(d.Barred))
+	e.Uint(uint64(d.BarredPair.Prefill))
+	e.Uint(uint64(d.BarredPair.Decode))
 	for _, n := range d.Counts {
 		e.Int(int64(n))
 	}
@@ -393,6 +424,9 @@ func DecodeActions(d *journal.Decoder) ([]Action, error) {
 			Kind: ActionKind(d.Uint()), Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Endpoint: endpointID(d), Gen: gen(d), Prefill: endpointID(d), PrefillGen: gen(d), Source: endpointID(d), SourceGen: gen(d),
 			Refusal: fleet.Refusal(d.Uint()), RetryAfter: d.Duration(), Health: health.State(d.Uint()), Cause: fleet.Failure(d.Uint()),
 		}
+		if a.Kind == Moved {
+			a.Tokens, a.Expected, a.Took = d.Tokens(), d.Duration(), d.Duration()
+		}
 		if d.Bool() {
 			a.Decision = decodeDecision(d)
 			a.Decision.Req, a.Decision.Attempt, a.Decision.Chosen = a.Req, a.Attempt, a.Endpoint
@@ -408,6 +442,7 @@ func decodeDecision(d *journal.Decoder) *fleet.Decision {
 		RunnerUp: endpointID(d), Shadow: endpointID(d), Margin: d.Float(),
 		Prefill: endpointID(d), Source: endpointID(d), Pulled: d.Tokens(),
 		Whole: decodePlanCost(d), Split: decodePlanCost(d), Pull: decodePlanCost(d),
+		Barred: int(d.Int()), BarredPair: fleet.Pair{Prefill: endpointID(d), Decode: endpointID(d)},
 	}
 	for i := range out.Counts {
 		out.Counts[i] = int(d.Int())

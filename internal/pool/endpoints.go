@@ -53,6 +53,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		b.endpoints[slot] = endpoint{present: true}
 		b.deps.Health.Add(slot)
 		b.update(slot, ev)
+		b.bar()
 	case ev.Gen > b.endpoints[slot].Gen:
 		// A new process: nothing cached, nothing known against it. What was in
 		// flight is reported as failed by whoever carried it.
@@ -106,6 +107,7 @@ func (b *Brain) drop(slot int, out []Action) []Action {
 	b.deps.Perf.Remove(slot)
 	delete(b.slots, b.endpoints[slot].Endpoint.Endpoint)
 	b.endpoints[slot] = endpoint{}
+	b.bar()
 	return out
 }
 
@@ -140,6 +142,7 @@ func (b *Brain) grow(n int) {
 	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
 	v.Connector, v.Wire = grown(v.Connector, n), grown(v.Wire, n)
 	v.Asked, v.Busy = grown(v.Asked, n), grown(v.Busy, n)
+	v.Barred = grown(v.Barred, n)
 	v.Gauges, v.SampleAge = grown(v.Gauges, n), grown(v.SampleAge, n)
 	b.plan.Score, b.shadow.plan.Score = grown(b.plan.Score, n), grown(b.shadow.plan.Score, n)
 	b.verdict = grown(b.verdict, n)

@@ -70,6 +70,15 @@ type Serves struct {
 	Adapters []fleet.Adapter
 }
 
+// Barred tells which endpoints' KV an endpoint cannot use, though their connectors
+// are the same: the whole list, in place of the one before. What is not told of
+// may be used.
+type Barred struct {
+	Endpoint fleet.EndpointID
+	Gen      fleet.Gen
+	Sources  []fleet.EndpointID
+}
+
 // Probed answers a Probe action.
 type Probed struct {
 	Endpoint fleet.EndpointID
@@ -124,6 +133,7 @@ func (*Endpoint) isEvent()  {}
 func (*Sample) isEvent()    {}
 func (*Serves) isEvent()    {}
 func (*KV) isEvent()        {}
+func (*Barred) isEvent()    {}
 func (*Probed) isEvent()    {}
 func (*Arrive) isEvent()    {}
 func (*Leg) isEvent()       {}
@@ -140,9 +150,10 @@ const (
 	Refuse                     // answer the client with Refusal
 	Probe                      // ask whether Endpoint is fit; answer with Probed
 	Fitness                    // tell: Endpoint's health is now Health
+	Moved                      // tell: Endpoint has the KV that Prefill has computed
 )
 
-var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness"}
+var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness", "moved"}
 
 // String returns the kind's name.
 func (k ActionKind) String() string { return actionNames[k] }
@@ -151,12 +162,12 @@ func (k ActionKind) String() string { return actionNames[k] }
 // with its kind are set.
 type Action struct {
 	Kind       ActionKind
-	Req        fleet.ReqID      // Dispatch, Cancel, Refuse
-	Attempt    int              // Dispatch, Cancel
-	Endpoint   fleet.EndpointID // Dispatch, Cancel, Probe, Fitness
-	Gen        fleet.Gen        // Dispatch, Cancel, Probe, Fitness
-	Prefill    fleet.EndpointID // Dispatch: computes the prompt for Endpoint; NoEndpoint when that does so itself
-	PrefillGen fleet.Gen        // Dispatch
+	Req        fleet.ReqID      // Dispatch, Cancel, Refuse, Moved
+	Attempt    int              // Dispatch, Cancel, Moved
+	Endpoint   fleet.EndpointID // all but Refuse
+	Gen        fleet.Gen        // all but Refuse
+	Prefill    fleet.EndpointID // Dispatch, Moved: computes the prompt for Endpoint; NoEndpoint when that does so itself
+	PrefillGen fleet.Gen        // Dispatch, Moved
 	Source     fleet.EndpointID // Dispatch: from whose cache Endpoint fetches what it lacks; NoEndpoint for none
 	SourceGen  fleet.Gen        // Dispatch
 	Decision   *fleet.Decision  // Dispatch; valid until the next Step
@@ -164,4 +175,7 @@ type Action struct {
 	RetryAfter time.Duration    // Refuse; 0 when coming back will not help
 	Health     health.State     // Fitness
 	Cause      fleet.Failure    // Fitness: what led to an ejection
+	Tokens     fleet.Tokens     // Moved: how many
+	Expected   time.Duration    // Moved: how long that was predicted to take
+	Took       time.Duration    // Moved: how long it took, if all else went as predicted; 0 when nothing tells
 }

@@ -7,6 +7,7 @@ package pool
 
 import (
 	"slices"
+	"time"
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
@@ -55,6 +56,7 @@ type Tally struct {
 	Failed                    uint64 // sent, and not answered
 	Cancelled                 uint64 // the client left
 	Retried                   uint64 // attempts after the first; not part of the sum
+	Split, Whole              uint64 // attempts dispatched to two endpoints, and to one; not part of the sum
 }
 
 // request is one row of the request table: a request that has arrived and not
@@ -82,7 +84,10 @@ type prefill struct {
 	moved fleet.Tokens // of it, those that move
 	ended fleet.Time   // when it was computed
 	alone bool         // nothing stood before it on the wire
-	owes  bool         // the endpoint that answers has been promised its context
+	told  bool         // that it has arrived
+	// expected is how long the move was predicted to take.
+	expected time.Duration
+	owes     bool // the endpoint that answers has been promised its context
 }
 
 // endpoint is one row of the endpoint table.
@@ -92,10 +97,11 @@ type endpoint struct {
 	limits   fleet.Limits // told, completed by what its gauges say
 	sample   Sample
 	sampled  bool
-	adapters kv.Adapters     // believed loaded
-	serves   []fleet.Adapter // adapters it answers to, ascending; nil before it has told
-	external int             // requests seen in gauges that are not ours
-	peak     int             // most of ours in flight since the last sample
+	adapters kv.Adapters        // believed loaded
+	serves   []fleet.Adapter    // adapters it answers to, ascending; nil before it has told
+	barred   []fleet.EndpointID // whose KV it cannot use, as last told
+	external int                // requests seen in gauges that are not ours
+	peak     int                // most of ours in flight since the last sample
 
 	inFlight int
 
@@ -127,6 +133,8 @@ func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
 		out = b.onServes(ev, out)
 	case *KV:
 		b.onKV(ev)
+	case *Barred:
+		b.onBarred(ev)
 	case *Probed:
 		out = b.onProbed(ev, out)
 	case *Arrive:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -56,6 +57,9 @@ func (m *machine) step(t *rapid.T, ev Event) {
 			if delete(m.first, a.Req); a.Prefill != fleet.NoEndpoint {
 				if a.Prefill == a.Endpoint || a.Decision.Prefill != a.Prefill {
 					t.Fatalf("request %d: prompt at %d, answer at %d, recorded %d", a.Req, a.Prefill, a.Endpoint, a.Decision.Prefill)
+				}
+				if answers := &m.b.endpoints[m.b.slots[a.Endpoint]]; slices.Contains(answers.barred, a.Prefill) {
+					t.Fatalf("request %d: the KV of %d is for %d, which cannot use it", a.Req, a.Prefill, a.Endpoint)
 				}
 				m.first[a.Req] = a.Attempt
 				m.splits++
@@ -180,7 +184,7 @@ func (splitAlways) Pick(v *route.View, q *route.Query, r *stat.Rand, p *route.Pl
 		p.Score[c] = 0
 	}
 	for _, c := range q.Prefills {
-		if c != p.Chosen && v.Connector[c] == v.Connector[p.Chosen] {
+		if v.Hands(c, p.Chosen) {
 			p.Prefill = c
 		}
 	}
@@ -366,6 +370,13 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				s.Failure = fleet.FailConnect
 			}
 			m.step(t, s)
+		},
+		"barred": func(t *rapid.T) {
+			ev := &Barred{Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen"))}
+			for _, id := range rapid.SliceOfNDistinct(rapid.IntRange(1, 5), 0, 3, rapid.ID).Draw(t, "sources") {
+				ev.Sources = append(ev.Sources, fleet.EndpointID(id))
+			}
+			m.step(t, ev)
 		},
 		"serves": func(t *rapid.T) {
 			list := rapid.SliceOfN(rapid.IntRange(1, 3), 0, 3).Draw(t, "loras")

@@ -30,6 +30,7 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 		d.Source, d.Pulled = b.view.ID[s], b.view.Matched[s]-b.view.Matched[b.plan.Chosen]
 	}
 	d.Whole, d.Split, d.Pull = b.planCost(&b.plan.Whole), b.planCost(&b.plan.Split), b.planCost(&b.plan.Pull)
+	d.Barred, d.BarredPair = b.countBarred()
 	present := 0
 	for i := range b.endpoints {
 		if b.endpoints[i].present {

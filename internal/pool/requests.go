@@ -50,7 +50,7 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 	}
 	switch ev.Phase {
 	case fleet.PhaseFirstToken:
-		b.arrived(r)
+		out = b.arrived(r, out)
 		b.fetched(r)
 		b.deps.KV.First(b.now, &r.cache, r.job.Fetched(b.now))
 		b.deps.Perf.First(b.now, &r.job)
@@ -91,6 +91,7 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 		out = b.tellFitness(r.slot, fleet.FailNone, out)
 	}
 	b.tally.Done++
+	out = b.tellMoved(r, 0, out) // of an answer that came whole; nothing tells how long it took
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
 	p := r.prompt()
 	b.deps.KV.Done(b.now, &r.cache, &p, uint64(r.Req), b.pulled(r, ev.Usage))
@@ -328,12 +329,14 @@ func (b *Brain) place(r *request, out []Action) []Action {
 		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
 	}
 	if p := b.plan.Prefill; p != route.NoSlot {
+		b.tally.Split++
 		first := b.sendSplit(r, p)
 		a.Prefill, a.PrefillGen = first.Endpoint.Endpoint, first.Gen
 		if r.Adapter != fleet.NoAdapter {
 			first.adapters.Use(r.Adapter)
 		}
 	} else {
+		b.tally.Whole++
 		cached, load := b.view.Matched[slot], b.view.Load[slot]
 		if s := b.plan.Source; s != route.NoSlot {
 			a.Source, a.SourceGen = b.endpoints[s].Endpoint.Endpoint, b.endpoints[s].Gen

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"slices"
+	"time"
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
@@ -48,14 +49,27 @@ func (b *Brain) insist() {
 		p.Score[p.Chosen] = -p.Split.Cost
 		return
 	}
-	for _, c := range b.query.Prefills {
-		if c == p.Chosen || b.view.Connector[c] != b.view.Connector[p.Chosen] {
-			continue
-		}
-		if p.Prefill == route.NoSlot || b.view.Backlog[c] < b.view.Backlog[p.Prefill] {
-			p.Prefill = c
+	if p.Prefill = b.partner(p.Chosen); p.Prefill != route.NoSlot {
+		return
+	}
+	for _, c := range b.query.Candidates {
+		if pre := b.partner(c); pre != route.NoSlot {
+			p.Chosen, p.Prefill = c, pre
+			return
 		}
 	}
+}
+
+// partner is the prefill slot that has least to do of those that can hand KV over
+// to a slot.
+func (b *Brain) partner(dec int) int {
+	best := route.NoSlot
+	for _, c := range b.query.Prefills {
+		if b.view.Hands(c, dec) && (best == route.NoSlot || b.view.Backlog[c] < b.view.Backlog[best]) {
+			best = c
+		}
+	}
+	return best
 }
 
 // enlist counts one more request at a slot.
@@ -123,6 +137,7 @@ func (b *Brain) move(r *request) {
 		link, queue := b.deps.Wires.Look(b.now, l.from)
 		l.moved, l.alone = r.Prompt-b.view.Matched[r.slot], queue == 0
 		load.Fetch = seconds(link.Latency + queue + link.PerToken*float64(l.moved))
+		l.expected = load.Fetch
 		b.deps.Wires.Sent(b.now, l.from, l.moved)
 	}
 	b.deps.Perf.Sent(b.now, r.slot, r.ask(), r.Prompt-1, &load, &r.job)
@@ -130,11 +145,35 @@ func (b *Brain) move(r *request) {
 	b.deps.KV.Moved(b.now, r.slot, &prompt)
 }
 
-// arrived learns from the first token of a request whose KV was moved.
-func (b *Brain) arrived(r *request) {
-	if l := &r.prefill; l.from != route.NoSlot && l.alone && l.ended != 0 {
-		b.deps.Wires.Took(l.from, l.moved, r.job.Fetched(b.now))
+// arrived learns from the first token of a request whose KV was moved, and tells
+// how long that has taken.
+func (b *Brain) arrived(r *request, out []Action) []Action {
+	l := &r.prefill
+	if l.from == route.NoSlot || l.ended == 0 {
+		return out
 	}
+	took := r.job.Fetched(b.now)
+	if l.alone {
+		b.deps.Wires.Took(l.from, l.moved, took)
+	}
+	if !(took > 0) {
+		took = 0
+	}
+	return b.tellMoved(r, seconds(took), out)
+}
+
+// tellMoved tells, once, that the KV of r's prompt is where it is answered.
+func (b *Brain) tellMoved(r *request, took time.Duration, out []Action) []Action {
+	l := &r.prefill
+	if l.from == route.NoSlot || l.ended == 0 || l.told || r.slot == lost {
+		return out
+	}
+	l.told = true
+	pre, dec := &b.endpoints[l.from], &b.endpoints[r.slot]
+	return append(out, Action{
+		Kind: Moved, Req: r.Req, Attempt: r.attempts, Endpoint: dec.Endpoint.Endpoint, Gen: dec.Gen, Prefill: pre.Endpoint.Endpoint, PrefillGen: pre.Gen,
+		Tokens: l.moved, Expected: l.expected, Took: took,
+	})
 }
 
 // prefillFailed ends an attempt whose first leg has failed.

@@ -43,7 +43,7 @@ func (p *puller) consider(v *View, q *Query, reuse float64, out *Plan) {
 	s := source(v, q)
 	for _, c := range q.Candidates {
 		p.from[c], p.cost[c] = NoSlot, -out.Score[c]
-		if s == NoSlot || v.Connector[c] != v.Connector[s] || v.Matched[s] < v.Matched[c]+LeastPull {
+		if s == NoSlot || !v.Hands(s, c) || v.Matched[s] < v.Matched[c]+LeastPull {
 			continue
 		}
 		sec, move := pullCost(v, q, c, s, reuse)

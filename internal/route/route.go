@@ -40,6 +40,34 @@ type View struct {
 	Wire      []fleet.Link // how fast KV leaves for another endpoint; zero where it cannot
 	Asked     []float64    // s until what is asked of that link already has left
 	Busy      []float64    // share of time in which that link was busy of late, 0..1
+	// Barred are, by the slot that answers, the slots whose KV it cannot use though
+	// their connectors are the same; the empty Slots almost everywhere.
+	Barred []Slots
+}
+
+// Hands reports whether slot pre can hand KV over to slot dec.
+func (v *View) Hands(pre, dec int) bool {
+	return pre != dec && v.Connector[pre] != 0 && v.Connector[pre] == v.Connector[dec] && !(len(v.Barred) > 0 && v.Barred[dec].Has(pre))
+}
+
+// Slots is a set of slots; nil is the empty one.
+type Slots []uint64
+
+// bitsPerWord is how many slots a word of Slots holds.
+const bitsPerWord = 64
+
+// Has reports whether slot is in s.
+func (s Slots) Has(slot int) bool {
+	return slot/bitsPerWord < len(s) && s[slot/bitsPerWord]>>(slot%bitsPerWord)&1 != 0
+}
+
+// With returns s with slot in it, in the memory of s where there is room.
+func (s Slots) With(slot int) Slots {
+	for len(s) <= slot/bitsPerWord {
+		s = append(s, 0)
+	}
+	s[slot/bitsPerWord] |= 1 << (slot % bitsPerWord)
+	return s
 }
 
 // Query is what a policy may know of the request.

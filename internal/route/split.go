@@ -36,16 +36,17 @@ func (p *predictive) compare(v *View, q *Query, reuse float64, out *Plan) {
 		out.Whole = Option{Slot: c, Prefill: NoSlot, Source: NoSlot, TTFT: firstTokenAt(v, q, c), Cost: now}
 	}
 	s := splitter{v: v, q: q, reuse: reuse, output: float64(max(q.Output, 1))}
-	prefills := s.best(q.Prefills, s.prefillCost)
-	decodes := s.best(q.Candidates, s.decodeCost)
-	best := noOption
-	best.Cost = math.Inf(1)
-	for _, pre := range prefills {
-		for _, dec := range decodes {
-			if pre == NoSlot || dec == NoSlot || pre == dec || v.Connector[pre] != v.Connector[dec] {
-				continue
+	best := s.bestPair(s.best(q.Prefills, s.prefillCost), s.best(q.Candidates, s.decodeCost))
+	if best.Slot == NoSlot && s.barred() {
+		// The best of both kinds cannot exchange KV, and others may.
+		for _, dec := range q.Candidates {
+			takes := func(pre int) float64 {
+				if !v.Hands(pre, dec) {
+					return math.Inf(1)
+				}
+				return s.prefillCost(pre)
 			}
-			if o := s.pair(pre, dec); o.Cost < best.Cost {
+			if o := s.bestPair(s.best(q.Prefills, takes), [fewPairs]int{dec, NoSlot, NoSlot}); o.Cost < best.Cost {
 				best = o
 			}
 		}
@@ -81,6 +82,35 @@ type splitter struct {
 	v             *View
 	q             *Query
 	reuse, output float64
+}
+
+// barred reports whether some slot that can answer cannot use what another one of
+// the same connector has computed.
+func (s *splitter) barred() bool {
+	for i := range s.v.Barred {
+		if len(s.v.Barred[i]) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// bestPair returns the cheapest of the pairs that can exchange KV; its Slot is
+// NoSlot when there is none.
+func (s *splitter) bestPair(prefills, decodes [fewPairs]int) Option {
+	best := noOption
+	best.Cost = math.Inf(1)
+	for _, pre := range prefills {
+		for _, dec := range decodes {
+			if pre == NoSlot || dec == NoSlot || !s.v.Hands(pre, dec) {
+				continue
+			}
+			if o := s.pair(pre, dec); o.Cost < best.Cost {
+				best = o
+			}
+		}
+	}
+	return best
 }
 
 // best returns the few slots with the least cost.

@@ -35,6 +35,7 @@ func TestSplitsWhereItPays(t *testing.T) {
 		{name: "a short one", prompt: 60},
 		{name: "a long one that is there already", prompt: 6000, matched: 5950},
 		{name: "no way to move it", prompt: 6000, tune: func(v *View) { v.Connector[0] = 2 }},
+		{name: "KV that the other cannot use", prompt: 6000, tune: func(v *View) { v.Barred = []Slots{nil, Slots{}.With(0)} }},
 		{name: "a slow link", prompt: 6000, tune: func(v *View) { v.Wire[0].PerToken = 3e-3 }},
 		{name: "a link with much to move", prompt: 6000, tune: func(v *View) { v.Asked[0] = 20 }},
 		{name: "prompts waiting at the prefill endpoint", prompt: 6000, tune: func(v *View) {
@@ -89,5 +90,45 @@ func TestSplittingAllocatesNothing(t *testing.T) {
 	policy, r := new(predictive), stat.NewRand(1, "t")
 	if n := testing.AllocsPerRun(100, func() { p.Reset(); policy.Pick(v, q, r, p) }); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// When the cheapest slots of both kinds cannot exchange KV, the best pair that can
+// is found all the same.
+func TestPairsThatCannotExchangeArePassedOver(t *testing.T) {
+	const n = 12
+	v, q, p := pair(6000, 0)
+	grow := func() {
+		v.ID, v.KVTokens, v.Cached, v.Matched = append(v.ID, fleet.EndpointID(len(v.ID)+1)), append(v.KVTokens, 300_000), append(v.Cached, 0), append(v.Matched, 0)
+		v.Adapter, v.Step, v.Load = append(v.Adapter, 0), append(v.Step, v.Step[0]), append(v.Load, perf.Load{})
+		v.Connector, v.Wire, v.Asked = append(v.Connector, 1), append(v.Wire, v.Wire[0]), append(v.Asked, 0)
+	}
+	for len(v.ID) < n {
+		grow()
+	}
+	p.Score, v.Barred = make([]float64, n), make([]Slots, n)
+	q.Prefills, q.Candidates = nil, nil
+	for i := range n {
+		// The first half computes prompts. Only the busiest of them can serve the
+		// busiest of the others.
+		if i < n/2 {
+			q.Prefills = append(q.Prefills, i)
+			v.Load[i] = perf.Load{Ahead: i, Backlog: fleet.Tokens(300 * i)}
+			continue
+		}
+		q.Candidates = append(q.Candidates, i)
+		v.Load[i] = perf.Load{Decoding: 20 + i, Active: 40_000, KVTokens: 300_000}
+		for pre := range n / 2 {
+			if i != n-1 || pre != n/2-1 {
+				v.Barred[i] = v.Barred[i].With(pre)
+			}
+		}
+	}
+	new(predictive).Pick(v, q, stat.NewRand(1, "t"), p)
+	if p.Split.Slot != n-1 || p.Split.Prefill != n/2-1 {
+		t.Errorf("split: %+v", p.Split)
+	}
+	if p.Prefill != NoSlot && !v.Hands(p.Prefill, p.Chosen) {
+		t.Errorf("prompt at %d, answer at %d", p.Prefill, p.Chosen)
 	}
 }
