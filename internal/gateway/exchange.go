@@ -46,6 +46,7 @@ type exchange struct {
 	at        live.Endpoint // where the present attempt is answered
 	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
 	lost      atomic.Pointer[lostPrefill]
+	moving    Moving       // the KV of the present attempt; nil where none moves, or nobody keeps account
 	preCached atomic.Int64 // prompt tokens it had cached, as it says; -1 when it does not, or there is none
 	ownedID   string       // stored response that has been noted
 	committed bool         // headers have gone to the client
@@ -246,6 +247,10 @@ func (x *exchange) attempt() bool {
 	x.trace.Attempt(&x.access, header)
 	payload := x.payload
 	if x.pre.ID != fleet.NoEndpoint {
+		defer x.endMove()
+		if err := x.beginMove(cancel); err != nil {
+			return x.prefillFailed(ctx, fleet.FailOverload, err)
+		}
 		l, again := x.split(ctx, cancel, header)
 		if l == nil {
 			return again
@@ -294,6 +299,9 @@ func (x *exchange) failed(ctx context.Context, f fleet.Failure, err error) bool 
 // that it was.
 func cause(ctx context.Context, f fleet.Failure, err error) (fleet.Failure, error) {
 	if c := context.Cause(ctx); c != nil {
+		if _, ended := errors.AsType[*givenUp](c); ended {
+			return fleet.FailOverload, c // nobody is to blame, and another pair may do
+		}
 		return engine.Classify(c), fmt.Errorf("%w (%w)", c, err)
 	}
 	return f, err

@@ -110,6 +110,8 @@ type Access struct {
 	TraceID string
 	// Arrived is when the request came before its pool; zero when it never did.
 	Arrived time.Time
+	// Moved is the KV that was moved for the last attempt; zero where none was.
+	Moved live.Moved
 }
 
 // Options are what a Gateway is made of. Fleet and Client are required.
@@ -124,6 +126,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Observe is told of every request at its end.
 	Observe func(*Access)
+	// Transfers keeps account of the KV that split requests move; nil does not.
+	Transfers Transfers
 	// Trace begins to follow a request of the given id; nil follows none.
 	Trace func(r *http.Request, id string) Trace
 }

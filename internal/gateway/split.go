@@ -45,7 +45,11 @@ func (x *exchange) split(ctx context.Context, cancel context.CancelCauseFunc, he
 	if l.second, err = c.Second(x.toward.body, answer); err != nil {
 		return nil, x.prefillFailed(ctx, fleet.FailGarbage, err)
 	}
+	if err := x.computed(); err != nil {
+		return nil, x.prefillFailed(ctx, fleet.FailOverload, err)
+	}
 	x.prefilled(answer)
+	x.pulling()
 	return l, false
 }
 
@@ -83,7 +87,10 @@ func (l *legs) beside(ctx context.Context, cancel context.CancelCauseFunc, heade
 	answer, failure, err := x.computePrompt(ctx, header, body)
 	switch {
 	case err == nil:
+		// The other has read, or does, what it was told of at once.
+		_ = x.computed()
 		x.prefilled(answer)
+		x.pulling()
 	case ctx.Err() == nil:
 		x.lost.Store(&lostPrefill{failure, err})
 		cancel(errPrefill)

@@ -214,6 +214,11 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 		if t := p.tickets[a.Req]; t != nil && t.cancel != nil {
 			return t.cancel
 		}
+	case pool.Moved:
+		if t := p.tickets[a.Req]; t != nil && t.moved != nil {
+			tell, m := t.moved, Moved{Tokens: a.Tokens, Expected: a.Expected, Took: a.Took}
+			return func() { tell(m) }
+		}
 	case pool.Probe:
 		e := p.endpoints[a.Endpoint]
 		if p.options.Probe == nil {

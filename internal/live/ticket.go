@@ -36,6 +36,7 @@ type Ticket struct {
 	said    pool.Leg // the latest report; here, so that reporting allocates nothing
 
 	decisions []fleet.Decision // under the pool's lock
+	moved     func(Moved)      // likewise; nil for nobody
 }
 
 // maxPending is how many orders can be waiting for a ticket: the brain gives
