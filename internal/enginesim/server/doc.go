@@ -87,6 +87,9 @@
 //	           GET /query of the bootstrap server tells
 //	sglang     both legs at once, with the same room, found by GET /route of the
 //	           bootstrap server. The prompt's leg answers when its KV has been fetched
+//	offload    the prompt's leg first ("remote_decoder"), the other one with
+//	           "remote_prefiller", both with a kv_request_id. "remote_kv_source" names
+//	           a peer that is asked for the prefix; what it has not is computed
 //	shared     blocks of all prompts go to a folder, except those of decode engines;
 //	           "cache_hit_threshold" has a request end with finish_reason
 //	           "cache_threshold" where fewer of its tokens have KV
@@ -177,6 +180,8 @@
 //	pd-wrong-block      one block of each transfer is not what it should be
 //	pd-expire           leases are "delay_ms" long (default 0)
 //	pd-no-heartbeat     the other side does not extend leases
+//	pd-pull-stall       the other side waits as long as its client does for a source
+//	                    of a prefix that does not answer
 //	pd-unregistered     SGLang's bootstrap server answers 503
 //
 // A "count" above 0 limits a fault to that many requests, and "after" spares as

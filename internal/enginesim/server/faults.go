@@ -34,7 +34,7 @@ var faultKinds = []string{
 	"kv-drop", "kv-swap", "kv-duplicate", "kv-corrupt", "kv-malformed", "kv-unknown",
 	"kv-ring-short", "kv-replay-off", "kv-replay-slow", "kv-restart",
 	"pd-die-before", "pd-die-after", "pd-die-before-pull", "pd-die-after-pull", "pd-side-gone", "pd-restart", "pd-stale",
-	"pd-slow-link", "pd-expire", "pd-no-heartbeat", "pd-incompatible", "pd-hang", "pd-wrong-block", "pd-unregistered",
+	"pd-slow-link", "pd-expire", "pd-no-heartbeat", "pd-incompatible", "pd-hang", "pd-wrong-block", "pd-unregistered", "pd-pull-stall",
 }
 
 // validate fills in defaults and says what is wrong.

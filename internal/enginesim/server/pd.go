@@ -33,6 +33,7 @@ const (
 	Mooncake = "mooncake"  // vLLM: both at once, known by a transfer_id, found over a bootstrap server
 	Rooms    = "sglang"    // SGLang: both at once, known by a bootstrap_room
 	Shared   = "shared"    // vLLM: a store that all share
+	Offload  = "offload"   // vLLM: the prompt's leg first, and prefixes from peers
 )
 
 // What becomes of a request whose KV cannot be fetched.
@@ -63,6 +64,7 @@ type PDOptions struct {
 	LinkLatency time.Duration // of each transfer; 0: 1 ms
 	Lease       time.Duration // for which blocks are kept to be fetched; 0: 30 s
 	Wait        time.Duration // for the other leg and for the transfer; 0: 5 minutes
+	PullStall   time.Duration // that a source which does not answer costs; 0: 50 ms
 	LoadFailure string        // LoadFail or LoadRecompute; empty: LoadFail
 	BlockIDs    string        // BlockInts or BlockStrings; empty: BlockInts
 }
@@ -75,6 +77,7 @@ func (o PDOptions) withDefaults() PDOptions {
 	fill(&o.LinkLatency, time.Millisecond)
 	fill(&o.Lease, 30*time.Second)
 	fill(&o.Wait, 5*time.Minute)
+	fill(&o.PullStall, 50*time.Millisecond)
 	fill(&o.LoadFailure, LoadFail)
 	fill(&o.BlockIDs, BlockInts)
 	return o
@@ -88,7 +91,7 @@ func (o Options) checkPD(check func(ok bool, name string, value any, want string
 	}
 	one("role", p.Role, RoleBoth, RolePrefill, RoleDecode)
 	if p.Connector != "" {
-		one("kv-connector", p.Connector, NIXL, NIXLPush, Mooncake, Rooms, Shared)
+		one("kv-connector", p.Connector, NIXL, NIXLPush, Mooncake, Rooms, Shared, Offload)
 	}
 	one("kv-load-failure", p.LoadFailure, LoadFail, LoadRecompute)
 	one("kv-block-ids", p.BlockIDs, BlockInts, BlockStrings)
@@ -222,13 +225,14 @@ type ticket struct {
 
 // move is a request's part in a transfer.
 type move struct {
-	keep  bool           // it computes the prompt for another engine
-	name  string         // that both legs know the transfer by; empty until its end if the prompt's leg goes first
-	waits bool           // its answer does, for the transfer
-	dies  bool           // the process does, before its answer
-	lease *time.Duration // by order; nil for the usual one
-	from  kvParams
-	room  *roomParams
+	keep   bool           // it computes the prompt for another engine
+	name   string         // that both legs know the transfer by; empty until its end if the prompt's leg goes first
+	waits  bool           // its answer does, for the transfer
+	dies   bool           // the process does, before its answer
+	lease  *time.Duration // by order; nil for the usual one
+	from   kvParams
+	room   *roomParams
+	source *peer // has some of the prompt's prefix; nil for none
 
 	threshold *float64 // of hits; nil for none
 	short     bool     // it has fewer

@@ -29,6 +29,11 @@ func (s *Server) fetch(ctx context.Context, choices []choice) error {
 	}
 	c := &choices[0]
 	m := c.move
+	if m.source != nil {
+		if err := s.fetchPrefix(ctx, c); err != nil {
+			return err
+		}
+	}
 	switch {
 	case m.keep:
 		_, m.dies = s.faults.hit("pd-die-before", false)
@@ -38,6 +43,8 @@ func (s *Server) fetch(ctx context.Context, choices []choice) error {
 		if m.name != "" {
 			return s.claim(m)
 		}
+		return nil
+	case m.source != nil && m.name == "":
 		return nil
 	case s.pd == nil || s.pd.options.Connector == Shared:
 		return s.fetchShared(ctx, c)
@@ -267,10 +274,16 @@ func (f *fetcher) pull(ctx context.Context) error {
 	return nil
 }
 
+// awaits reports whether both legs may have been sent at once, so that the other
+// one may be yet to begin.
+func (f *fetcher) awaits() bool {
+	return f.move.name != "" && f.server.pd.options.Connector != Offload
+}
+
 // wanted is the request for what is missing.
 func (f *fetcher) wanted() (sideRequest, error) {
-	q := sideRequest{Op: "read", Name: f.name(), Skip: f.cached, Tokens: f.missing, Awaited: f.move.name != ""}
-	if q.Awaited {
+	q := sideRequest{Op: "read", Name: f.name(), Skip: f.cached, Tokens: f.missing, Awaited: f.awaits()}
+	if f.move.name != "" {
 		return q, nil
 	}
 	blocks, err := blockNumbers(f.move.from.BlockIDs)
@@ -336,7 +349,7 @@ func (f *fetcher) decline() {
 		}
 		defer c.Close()
 		var reply sideReply
-		if c.send(sideRequest{Op: "free", Name: own.name(), Awaited: own.move.name != ""}) == nil {
+		if c.send(sideRequest{Op: "free", Name: own.name(), Awaited: own.awaits()}) == nil {
 			_ = c.receive(&reply)
 		}
 	})

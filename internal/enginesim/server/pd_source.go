@@ -122,6 +122,8 @@ func (c *source) serve(ctx context.Context, q sideRequest) error {
 	switch q.Op {
 	case "read":
 		return c.read(ctx, q)
+	case "prefix":
+		return c.sendPrefix(ctx, q)
 	case "free":
 		c.server.freeTicket(q)
 		return c.send(sideReply{})

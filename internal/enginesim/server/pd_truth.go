@@ -10,7 +10,7 @@ import (
 // record is a transfer that is over, as GET /sim/pd tells of it.
 type record struct {
 	ID       string  `json:"id"`
-	Side     string  `json:"side"` // out: it was fetched from here; in: to here
+	Side     string  `json:"side"` // out: it was fetched from here; in: to here; pull: a prefix, to here
 	Peer     string  `json:"peer,omitempty"`
 	State    string  `json:"state"`
 	Reason   string  `json:"reason,omitempty"`
@@ -23,18 +23,24 @@ type record struct {
 
 // counts are what has happened since the process was started.
 type counts struct {
-	Kept       int     `json:"kept"`       // prompts whose blocks were kept
-	Freed      int     `json:"freed"`      // because they were fetched, or not wanted
-	Expired    int     `json:"expired"`    // because nobody came in time
-	Aborted    int     `json:"aborted"`    // because their request was, or the cache dropped
-	Served     int     `json:"served"`     // transfers from here
-	Pulled     int     `json:"pulled"`     // transfers to here
-	Refused    int     `json:"refused"`    // who wanted what is not there, or of another process
-	Failed     int     `json:"failed"`     // transfers to here
-	Recomputed int     `json:"recomputed"` // of those, prompts computed here instead
-	Heartbeats int     `json:"heartbeats"`
-	BytesIn    float64 `json:"bytes_in"`
-	BytesOut   float64 `json:"bytes_out"`
+	Kept       int `json:"kept"`       // prompts whose blocks were kept
+	Freed      int `json:"freed"`      // because they were fetched, or not wanted
+	Expired    int `json:"expired"`    // because nobody came in time
+	Aborted    int `json:"aborted"`    // because their request was, or the cache dropped
+	Served     int `json:"served"`     // transfers from here
+	Pulled     int `json:"pulled"`     // transfers to here
+	Refused    int `json:"refused"`    // who wanted what is not there, or of another process
+	Failed     int `json:"failed"`     // transfers to here
+	Recomputed int `json:"recomputed"` // of those, prompts computed here instead
+	Heartbeats int `json:"heartbeats"`
+	// Prefixes were asked of a peer: those that brought nothing, the blocks that came
+	// of the others, and those sent to peers.
+	Prefixes       int     `json:"prefixes"`
+	PrefixesMissed int     `json:"prefixes_missed"`
+	PrefixBlocks   int     `json:"prefix_blocks"`
+	PrefixesServed int     `json:"prefixes_served"`
+	BytesIn        float64 `json:"bytes_in"`
+	BytesOut       float64 `json:"bytes_out"`
 	// ChecksFailed are transfers of blocks that were not what they should be: of
 	// other tokens, another process, or damaged. There must be none.
 	ChecksFailed int `json:"checks_failed"`

@@ -52,6 +52,18 @@ type kvParams struct {
 
 	TransferID string `json:"transfer_id,omitempty"`
 	Bootstrap  string `json:"remote_bootstrap_addr,omitempty"`
+
+	// What the connector offload is told, by the part that the other engine has.
+	Decoder   *peer `json:"remote_decoder,omitempty"`
+	Prefiller *peer `json:"remote_prefiller,omitempty"`
+	Source    *peer `json:"remote_kv_source,omitempty"`
+}
+
+// peer is another engine with the connector offload.
+type peer struct {
+	ID   string `json:"kv_request_id"`
+	Host string `json:"remote_host,omitempty"`
+	Port int    `json:"remote_port,omitempty"`
 }
 
 // complete reports whether p says where to pull from. vLLM computes the prompt
@@ -156,6 +168,8 @@ func (p *pd) join(m *move, q *wireRequest, choices []choice) (bool, error) {
 		return false, nil
 	case k.DoRemoteDecode && k.DoRemotePrefill:
 		return false, badRequest("kv_transfer_params", "kv_transfer_params: do_remote_prefill and do_remote_decode exclude each other")
+	case c == Offload:
+		return p.joinOffload(m, k)
 	case c == Mooncake && k.TransferID == "":
 		return false, nil
 	}
@@ -228,14 +242,15 @@ func differences(here, there []string) string {
 // sideRequest is a line of JSON to a source. Reads are answered with a line and
 // the blocks.
 type sideRequest struct {
-	Op       string `json:"op"`                  // hello, read, free, heartbeat
-	EngineID string `json:"engine_id,omitempty"` // hello: who is expected; empty if not known
-	Peer     string `json:"peer,omitempty"`      // hello: who asks
-	Name     string `json:"name,omitempty"`      // of the transfer
-	Awaited  bool   `json:"awaited,omitempty"`   // it may not have begun: wait for it
-	Blocks   []int  `json:"blocks,omitempty"`    // those wanted; none if only their source knows them
-	Skip     int    `json:"skip,omitempty"`      // blocks at the beginning that are not wanted
-	Tokens   int    `json:"tokens,omitempty"`    // that are missing
+	Op       string   `json:"op"`                  // hello, read, free, heartbeat, prefix
+	EngineID string   `json:"engine_id,omitempty"` // hello: who is expected; empty if not known
+	Peer     string   `json:"peer,omitempty"`      // hello: who asks
+	Name     string   `json:"name,omitempty"`      // of the transfer
+	Awaited  bool     `json:"awaited,omitempty"`   // it may not have begun: wait for it
+	Blocks   []int    `json:"blocks,omitempty"`    // those wanted; none if only their source knows them
+	Skip     int      `json:"skip,omitempty"`      // blocks at the beginning that are not wanted
+	Tokens   int      `json:"tokens,omitempty"`    // that are missing
+	Keys     []uint64 `json:"keys,omitempty"`      // prefix: of the prompt's blocks
 }
 
 // sideReply is a line of JSON from a source.
