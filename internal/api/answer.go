@@ -17,6 +17,7 @@ type Chunk struct {
 	Error    bool // carries an error instead of an answer
 	Garbage  bool // carries data that is neither JSON nor [DONE]
 	Overload bool // with Error: the engine says it is full
+	Missed   bool // with Finish: too little of the prompt has KV where it was asked for
 	// Usage is the final count when it is known. Before that it may tell the
 	// prompt alone.
 	Usage fleet.Usage
@@ -155,7 +156,9 @@ func readChoices(s *scanner, c *Chunk) {
 			case "delta", "message":
 				readDelta(s, c)
 			case "finish_reason":
-				c.Finish = !isEmpty(s.value()) || c.Finish
+				raw := s.value()
+				c.Finish = !isEmpty(raw) || c.Finish
+				c.Missed = c.Missed || string(raw) == `"cache_threshold"`
 			default:
 				s.value()
 			}

@@ -71,22 +71,23 @@ func Member(body []byte, name string) []byte {
 	return found
 }
 
-// prefillOut are the fields that bound an answer, all of which are 1 in a request
-// that is only to compute its prompt.
-var prefillOut = []string{"max_tokens", "max_completion_tokens"}
-
 // ToPrefill turns the body of a request into one that has its prompt computed and
 // one token generated, not streamed, with more fields put in. It keeps the limit's
 // name that the request has.
 func (k Kind) ToPrefill(body []byte, more ...Field) ([]byte, error) {
 	one := []byte("1")
 	put := []Field{{"stream", []byte("false")}}
-	for _, name := range prefillOut {
-		if name == "max_tokens" || Member(body, name) != nil {
+	limits := shapes[k].limit
+	for i, name := range limits {
+		if i == 0 || Member(body, name) != nil {
 			put = append(put, Field{name, one})
 		}
 	}
-	return Splice(body, append(put, more...), "stream_options", "min_tokens", "n", "best_of")
+	if k.Protocol() == Completions {
+		// An answer that ends by itself leaves nothing for the other engine to fetch.
+		put = append(put, Field{"ignore_eos", []byte("true")})
+	}
+	return Splice(body, append(put, more...), "stream_options", "min_tokens", "n", "best_of", "stop", "stop_token_ids")
 }
 
 // SetCached appends to dst an answer, or the data of one of its events, that says

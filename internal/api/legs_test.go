@@ -26,9 +26,12 @@ func TestSplice(t *testing.T) {
 }
 
 func TestToPrefill(t *testing.T) {
-	got, err := Chat.ToPrefill([]byte(`{"model":"m","max_completion_tokens":500,"stream":true,"stream_options":{"include_usage":true},"messages":[]}`), Field{"kv_transfer_params", []byte(`{"do_remote_decode":true}`)})
-	want := `{"stream":false,"max_tokens":1,"max_completion_tokens":1,"kv_transfer_params":{"do_remote_decode":true},"model":"m","messages":[]}`
+	got, err := Chat.ToPrefill([]byte(`{"model":"m","max_completion_tokens":500,"stream":true,"stream_options":{"include_usage":true},"stop":["."],"messages":[]}`), Field{"kv_transfer_params", []byte(`{"do_remote_decode":true}`)})
+	want := `{"stream":false,"max_tokens":1,"max_completion_tokens":1,"ignore_eos":true,"kv_transfer_params":{"do_remote_decode":true},"model":"m","messages":[]}`
 	if err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
+	}
+	if got, err := Responses.ToPrefill([]byte(`{"input":"x","max_output_tokens":9}`)); err != nil || string(got) != `{"stream":false,"max_output_tokens":1,"input":"x"}` {
 		t.Errorf("%s, %v", got, err)
 	}
 	if string(Member(got, "model")) != `"m"` || Member(got, "stream_options") != nil {

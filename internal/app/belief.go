@@ -1,11 +1,13 @@
 package app
 
 import (
+	"cmp"
 	"hash/fnv"
 
 	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/live"
 	"penstock.dev/penstock/internal/perf"
@@ -35,7 +37,7 @@ func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 		}
 		t.Links, t.Wire = c.KV.Links(catalog.Serving{}), c.KV.Wire(catalog.Serving{})
 		t.Role = config.Endpoint{Role: e.Role}.FleetRole()
-		t.Transfer = live.Transfer{Connector: c.KV.Transfer.Connector, Bootstrap: c.KV.Transfer.BootstrapPort}
+		t.Transfer = transferOf(c.KV.Transfer, e)
 		if i, ok := c.FindVariant(e.Variant); ok {
 			v := c.Variants[i]
 			t.Limits = v.Limits().Merge(t.Limits)
@@ -46,6 +48,13 @@ func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 			}
 		}
 		return t
+	}
+}
+
+// transferOf returns how an endpoint hands KV over.
+func transferOf(t config.Transfer, e discovery.Endpoint) live.Transfer {
+	return live.Transfer{
+		Connector: t.Connector, Pulls: engine.Connector(t.Connector).CanPull(), Port: cmp.Or(e.KVPort, t.BootstrapPort), Notify: t.NotifyPort, HitThreshold: t.HitThreshold,
 	}
 }
 

@@ -153,7 +153,7 @@ func (s *served) follow(c config.Pool) {
 	literal := make([]discovery.Endpoint, 0, len(c.Endpoints))
 	for _, e := range c.Endpoints {
 		literal = append(literal, discovery.Endpoint{
-			Name: e.Name, URL: e.URL, Variant: e.Variant, Role: e.Role, Events: e.Events, Replay: e.Replay, Ranks: e.Ranks, RankMode: e.RankMode,
+			Name: e.Name, URL: e.URL, Variant: e.Variant, Role: e.Role, KVPort: e.KVPort, Events: e.Events, Replay: e.Replay, Ranks: e.Ranks, RankMode: e.RankMode,
 		})
 	}
 	for _, st := range c.KV.Stores {

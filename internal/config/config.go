@@ -127,6 +127,10 @@ type Endpoint struct {
 	// Role is both, prefill (it computes prompts for others) or decode (it takes
 	// them over and answers).
 	Role string `json:"role"`
+	// KVPort is where other engines find its KV, where kv.transfer.bootstrapPort does
+	// not tell; ranks are at ports higher by their number, except behind a bootstrap
+	// server.
+	KVPort int `json:"kvPort"`
 	// Events is tcp://host:port where it publishes its KV events, where kv.eventsPort does
 	// not tell.
 	Events string `json:"events"`

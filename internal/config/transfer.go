@@ -11,11 +11,19 @@ import (
 // Transfer is how the engines of a pool hand the KV of a prompt over to each
 // other, so that one computes it and another answers.
 type Transfer struct {
-	// Connector is nixl (vLLM) or sglang; without one requests are not split.
+	// Connector is how: nixl, nixl-push, mooncake, moriio, moriio-write, shared or
+	// offload (vLLM), sglang, or llm-d (a sidecar does it); without one requests are
+	// not split. See disaggregation.md.
 	Connector string `json:"connector"`
-	// BootstrapPort is where engines that are asked together meet; 0 is the
-	// connector's own (sglang: 8998).
+	// BootstrapPort is where other engines find an engine's KV: the bootstrap server of
+	// sglang and mooncake (8998), the handshake of moriio (6301), the side channel of
+	// offload (7777). 0 is the connector's own; the others need none.
 	BootstrapPort int `json:"bootstrapPort"`
+	// NotifyPort is where moriio is notified; 0 is 61005.
+	NotifyPort int `json:"notifyPort"`
+	// HitThreshold is, with shared, the share of a prompt that must have KV where it
+	// will be answered for the rest to be computed there as well; 0 does not ask.
+	HitThreshold float64 `json:"hitThreshold"`
 
 	Tier
 }
@@ -25,6 +33,12 @@ func (t Transfer) validate(path string, errs *problems) {
 		errs.add(path+".connector", "%w", err)
 	}
 	port(errs, path+".bootstrapPort", t.BootstrapPort)
+	port(errs, path+".notifyPort", t.NotifyPort)
+	if !(t.HitThreshold >= 0 && t.HitThreshold <= 1) {
+		errs.add(path+".hitThreshold", "must be between 0 and 1, is %v", t.HitThreshold)
+	} else if t.HitThreshold > 0 && t.Connector != string(engine.ConnectorShared) {
+		errs.add(path+".hitThreshold", "says nothing without the connector %s", engine.ConnectorShared)
+	}
 	t.Tier.validate(path, errs)
 }
 
@@ -56,6 +70,7 @@ func (p *Pool) validateRoles(path string, errs *problems) {
 		if e.Role != "" && r != fleet.RoleBoth && p.KV.Transfer.Connector == "" {
 			errs.add(fmt.Sprintf("%s.endpoints[%d].role", path, i), "%s needs a way to hand KV over: set kv.transfer.connector", e.Role)
 		}
+		port(errs, fmt.Sprintf("%s.endpoints[%d].kvPort", path, i), e.KVPort)
 		answers = answers || r.Decodes()
 	}
 	if !answers {

@@ -32,6 +32,9 @@ type Endpoint struct {
 	Shared bool `json:"-"`
 	// Role is both, prefill or decode; empty is both.
 	Role string `json:"role,omitempty"`
+	// KVPort is where others find its KV, where the pool's configuration does not
+	// tell.
+	KVPort int `json:"kvPort,omitempty"`
 	// Store says that it is no server but a store of KV that the servers share.
 	Store bool `json:"-"`
 }

@@ -33,6 +33,9 @@ type Client struct {
 	access  *Access
 	log     *slog.Logger
 	seen    sights
+	// Who engines have said they are, for transfers between them.
+	pushers known[pusher]
+	workers known[map[int]string]
 }
 
 // NewClient returns a client. Close frees its idle connections.

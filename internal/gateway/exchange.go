@@ -44,9 +44,12 @@ type exchange struct {
 
 	ticket    *live.Ticket
 	at        live.Endpoint // where the present attempt is answered
+	source    live.Endpoint // from whose cache at fetches what it lacks; the zero Endpoint for none
 	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
 	lost      atomic.Pointer[lostPrefill]
 	moving    Moving       // the KV of the present attempt; nil where none moves, or nobody keeps account
+	traced    http.Header  // of the present attempt, with its place in the trace; not to be changed while there are legs
+	untold    bool         // nobody tells when the prompt has been computed elsewhere
 	preCached atomic.Int64 // prompt tokens it had cached, as it says; -1 when it does not, or there is none
 	ownedID   string       // stored response that has been noted
 	committed bool         // headers have gone to the client
@@ -118,7 +121,10 @@ func (x *exchange) run() {
 		}
 		x.access.Attempts, x.access.Outcome.Endpoint, x.access.Endpoint = o.Attempt, o.Endpoint.ID, o.Endpoint.Name
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
-		x.at, x.pre = o.Endpoint, o.Prefill
+		x.at, x.pre, x.source, x.untold = o.Endpoint, o.Prefill, o.Source, false
+		if !x.toward.kind.Salted() {
+			x.pre = live.Endpoint{} // what generates nothing has nothing to hand over
+		}
 		x.preCached.Store(-1)
 		if !x.attempt() {
 			return
@@ -243,22 +249,41 @@ func (x *exchange) attempt() bool {
 			return x.failed(ctx, fleet.FailOverload, err)
 		}
 	}
-	header := x.engineHeader()
+	header := x.engineHeader(x.at)
 	x.trace.Attempt(&x.access, header)
-	payload := x.payload
-	if x.pre.ID != fleet.NoEndpoint {
-		defer x.endMove()
-		if err := x.beginMove(cancel); err != nil {
-			return x.prefillFailed(ctx, fleet.FailOverload, err)
-		}
-		l, again := x.split(ctx, cancel, header)
-		if l == nil {
-			return again
-		}
-		defer l.end()
-		payload = engine.NewPayload(l.second, nil)
+	if x.traced = header; x.pre.ID == fleet.NoEndpoint {
+		resp, failure, err := x.sendWhole(ctx, header)
+		return x.pass(ctx, cancel, first, resp, failure, err)
 	}
-	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Post(ctx, x.at.URL, x.toward.path, header, payload)
+	defer x.endMove()
+	if err := x.beginMove(cancel); err != nil {
+		return x.prefillFailed(ctx, fleet.FailOverload, err)
+	}
+	l, resp, again := x.split(ctx, cancel)
+	if l == nil {
+		return again
+	}
+	defer l.end()
+	if resp != nil {
+		return x.pass(ctx, cancel, first, resp, engine.ClassifyStatus(resp.StatusCode), nil)
+	}
+	resp, failure, err := x.post(ctx, x.at, l.plan.Second)
+	return x.pass(ctx, cancel, first, resp, failure, err)
+}
+
+// sendWhole sends the request to one engine, which may have to fetch what another
+// has of the prompt. One that cannot be told computes it.
+func (x *exchange) sendWhole(ctx context.Context, header http.Header) (*http.Response, fleet.Failure, error) {
+	if k := engine.Connector(x.at.Transfer.Connector); x.source.ID != fleet.NoEndpoint && k.CanPull() {
+		if l, err := k.Pull(x.toward.body, x.attemptID(), party(x.source)); err == nil {
+			return x.post(ctx, x.at, l)
+		}
+	}
+	return x.client().Post(ctx, x.at.URL, x.toward.path, header, x.payload)
+}
+
+// pass passes an engine's answer on. It reports whether another order follows.
+func (x *exchange) pass(ctx context.Context, cancel context.CancelCauseFunc, first *time.Timer, resp *http.Response, failure fleet.Failure, err error) bool {
 	if err != nil {
 		return x.failed(ctx, failure, err)
 	}

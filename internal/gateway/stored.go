@@ -48,7 +48,7 @@ func (x *exchange) askStored() error {
 	defer cancel(nil)
 	first := time.AfterFunc(x.g.o.Limits.FirstByte, func() { cancel(engine.ErrFirstByte) })
 	defer first.Stop()
-	header := x.engineHeader()
+	header := x.engineHeader(x.at)
 	x.trace.Attempt(&x.access, header)
 	resp, failure, err := x.g.o.ClientFor(x.service.Pool).Ask(ctx, x.r.Method, x.at.URL, x.toward.path, header)
 	if err != nil {

@@ -244,7 +244,7 @@ func (s *stream) note(c api.Chunk, now time.Time) {
 	if x.access.Events == 1 {
 		x.access.TTFT = now.Sub(x.start)
 		s.progress = now
-		x.ticket.FirstToken()
+		x.firstToken()
 	} else {
 		x.gaps.add(now.Sub(s.lastText))
 	}

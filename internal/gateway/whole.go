@@ -14,6 +14,7 @@ import (
 	"penstock.dev/penstock/internal/api"
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/live"
 )
 
 // maxAnswer is the largest answer held in memory: those that are not streamed.
@@ -115,7 +116,7 @@ func (x *exchange) answer(resp *http.Response, body []byte) {
 func (x *exchange) passRaw(ctx context.Context, cancel context.CancelCauseFunc, first *time.Timer, resp *http.Response) bool {
 	err := x.copyRaw(cancel, first, resp, func() {
 		x.access.TTFT = time.Since(x.start)
-		x.ticket.FirstToken()
+		x.firstToken()
 	})
 	switch {
 	case err == nil:
@@ -216,7 +217,7 @@ func (x *exchange) extend() {
 // engineHeader is what an engine sees of the client's header. The client's
 // credentials are for the gateway and go no further, and neither do headers with
 // which gateways steer: which rank takes a request is decided here.
-func (x *exchange) engineHeader() http.Header {
+func (x *exchange) engineHeader(to live.Endpoint) http.Header {
 	h := make(http.Header, 8)
 	for _, k := range [...]string{"Content-Type", "Accept", "Traceparent", "Tracestate", "User-Agent"} {
 		if v := x.r.Header[k]; len(v) > 0 {
@@ -234,8 +235,8 @@ func (x *exchange) engineHeader() http.Header {
 		h["Content-Type"] = []string{"application/json"}
 	}
 	h["X-Request-Id"] = []string{x.access.ID}
-	if x.at.Rank.Shared {
-		h[engine.RankHeader] = []string{strconv.Itoa(x.at.Rank.Index)}
+	if to.Rank.Shared {
+		h[engine.RankHeader] = []string{strconv.Itoa(to.Rank.Index)}
 	}
 	return h
 }

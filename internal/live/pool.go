@@ -39,8 +39,13 @@ type Target struct {
 // Transfer is how an endpoint hands the KV of a prompt over to another.
 type Transfer struct {
 	Connector string // as engine.ParseConnector knows it
-	Bootstrap int    // port where engines meet; 0: the connector's own
 	Pulls     bool   // it fetches from others' caches what it lacks of a prompt
+	// Port is where others find its KV, and Notify the second port that some
+	// connectors have; 0: the connector's own.
+	Port, Notify int
+	// HitThreshold is the share of a prompt from which on the endpoint that answers
+	// computes the rest itself, where it can be asked; 0 does not ask.
+	HitThreshold float64
 }
 
 // Rank says which data-parallel rank of its server an endpoint is; the zero Rank
