@@ -142,6 +142,7 @@ type upCmd struct {
 	Replicas    int             `default:"4" help:"Simulated engines."`
 	Prefill     int             `placeholder:"N" help:"Engines that only compute prompts for others; with --decode, instead of --replicas."`
 	Decode      int             `placeholder:"N" help:"Engines that take prompts over and answer."`
+	Connector   string          `placeholder:"NAME" help:"How these hand KV over: nixl, nixl-push, mooncake, shared or offload (vLLM), sglang (default nixl)."`
 	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
 	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
 	Slow        map[int]float64 `placeholder:"I=X" help:"Make engine I (from 0) X times slower than its equals; repeat for more: --slow 3=1.2."`
@@ -159,6 +160,7 @@ func (upCmd) Help() string {
   penstock up --replicas 8 --speedup 10 --traffic 5  a busier, faster fleet
   penstock up --accelerator H100,A100,L40S --replicas 8 --slow 3=1.2 --traffic 4
   penstock up --prefill 2 --decode 2 --traffic 2     prompts computed by two engines for two others
+  penstock up --prefill 2 --decode 2 --connector mooncake
   penstock up --policy round-robin                   to compare
   penstock up --endpoints http://localhost:8000      in front of your own engine
   penstock up --config fleet.yaml`
@@ -171,7 +173,7 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 		var err error
 		sim, err = app.Simulate(c.with(server.Options{
 			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed, DevMode: true,
-		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode})
+		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode, Connector: c.Connector})
 		if err != nil {
 			return err
 		}

@@ -1,9 +1,13 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,12 +15,14 @@ import (
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/perf"
+	"penstock.dev/penstock/internal/pool"
 )
 
 // Simulated is an embedded fleet of simulated engines, each a real server on a
 // loopback port.
 type Simulated struct {
 	nodes []*server.Node
+	dir   string // what they share, until they are closed; empty for nothing
 	// Pool is the configuration that fronts it.
 	Pool config.Pool
 }
@@ -30,6 +36,9 @@ type Fleet struct {
 	// Prefill and Decode above 0 split requests: so many engines compute prompts, and
 	// so many take them over and answer. Replicas is then their sum.
 	Prefill, Decode int
+	// Connector is how they hand KV over, by one of the names of engine.Connectors;
+	// empty is nixl.
+	Connector string
 }
 
 // split reports whether requests are split, or what is wrong.
@@ -66,7 +75,9 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	s := &Simulated{Pool: config.DefaultPool()}
 	s.Pool.Name = "sim"
 	if split {
-		o.PD.Connector, s.Pool.KV.Transfer.Connector = server.NIXL, string(engine.ConnectorNIXL)
+		if err := s.connect(&o, f.Connector); err != nil {
+			return nil, err
+		}
 	}
 	for i := range f.Replicas {
 		o.Replica, o.Factor = i, f.Slow[i]
@@ -87,6 +98,39 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	return s, nil
 }
 
+// connect has engines hand KV over.
+func (s *Simulated) connect(o *server.Options, connector string) error {
+	k, err := engine.ParseConnector(cmp.Or(connector, string(engine.ConnectorNIXL)))
+	if err != nil {
+		return fmt.Errorf("--connector: %w", err)
+	}
+	s.Pool.KV.Transfer.Connector, o.PD.Connector = string(k), string(k)
+	switch k {
+	case engine.ConnectorSGLang:
+		o.Engine, s.Pool.Split = server.SGLang, pool.SplitAlways // its engines for one leg compute nothing whole
+	case engine.ConnectorShared:
+		s.dir, err = os.MkdirTemp("", "penstock-shared-kv-")
+		o.PD.SharedDir = s.dir
+	case engine.ConnectorMoRIIO, engine.ConnectorMoRIIOWrite, engine.ConnectorLLMD:
+		err = fmt.Errorf("--connector: no simulated engine speaks %s", k)
+	}
+	return err
+}
+
+// kvPort is where others find an engine's KV, as its connector wants it told.
+func kvPort(n *server.Node) int {
+	side, bootstrap := n.PDAddresses()
+	_, port, err := net.SplitHostPort(cmp.Or(bootstrap, side))
+	if err != nil {
+		return 0
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return 0
+	}
+	return number
+}
+
 // start adds one engine, and its variant if it is the first of it.
 func (s *Simulated) start(o server.Options) error {
 	n, err := server.Listen("127.0.0.1:0", server.Config{Options: o})
@@ -98,7 +142,7 @@ func (s *Simulated) start(o server.Options) error {
 	name := strings.ToLower(o.Accelerator)
 	e := config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name}
 	if o.PD.Connector != "" {
-		e.Role, e.Name = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica)
+		e.Role, e.Name, e.KVPort = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica), kvPort(n)
 	}
 	if events, replay := n.KVAddresses(); events != "" {
 		e.Events = "tcp://" + events
@@ -143,6 +187,9 @@ func (s *Simulated) Close() error {
 		if err := n.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			errs = append(errs, err)
 		}
+	}
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
 	}
 	return errors.Join(errs...)
 }

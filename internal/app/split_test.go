@@ -22,7 +22,13 @@ import (
 // answer.
 func startSplit(t *testing.T, prefills, decodes int, when pool.Split, policy string) (*App, *Simulated) {
 	t.Helper()
-	sim, err := Simulate(server.Options{Seed: 1, Speedup: 20}, Fleet{Prefill: prefills, Decode: decodes})
+	return startSplitBy(t, "", prefills, decodes, when, policy)
+}
+
+// startSplitBy is startSplit of engines with a connector.
+func startSplitBy(t *testing.T, connector string, prefills, decodes int, when pool.Split, policy string) (*App, *Simulated) {
+	t.Helper()
+	sim, err := Simulate(server.Options{Seed: 1, Speedup: 20}, Fleet{Prefill: prefills, Decode: decodes, Connector: connector})
 	if err != nil {
 		t.Fatal(err)
 	}
