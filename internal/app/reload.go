@@ -153,6 +153,9 @@ func needRestart(old, c config.Fleet) []string {
 	if old.Reload != c.Reload {
 		fields = append(fields, "reload")
 	}
+	if old.Transfer.Restarts(&c.Transfer) {
+		fields = append(fields, "transfer")
+	}
 	return fields
 }
 

@@ -34,6 +34,9 @@ type Fleet struct {
 	Scrape Scrape `json:"scrape"`
 	// Reload says how a changed file is taken on while serving.
 	Reload Reload `json:"reload"`
+	// Transfer is the exchange of what engines must know of each other before KV moves
+	// between them.
+	Transfer Exchange `json:"transfer"`
 	// Accelerators are data sheets beside those of the built-in catalogue.
 	Accelerators []Accelerator `json:"accelerators"`
 	// Pools are the models served and the endpoints that serve them.
@@ -206,7 +209,7 @@ func Default() Fleet {
 			MaxBodyBytes: l.MaxBody, MaxHeaderBytes: 64 << 10, MaxConnections: 20_000, MaxRequests: 10_000, BodyTimeout: l.BodyTimeout, ConnectTimeout: 2 * time.Second,
 			FirstByteTimeout: l.FirstByte, IdleTimeout: l.Idle, WriteTimeout: l.Write,
 		},
-		Reload: defaultReload(),
+		Reload: defaultReload(), Transfer: defaultExchange(),
 		Scrape: Scrape{Interval: time.Second, IdleInterval: 5 * time.Second, Timeout: 2 * time.Second},
 	}
 }

@@ -35,6 +35,7 @@ func (f Fleet) validate(serve bool) []error {
 		errs.add("scrape.idleInterval", "must be at least scrape.interval (%v), is %v", f.Scrape.Interval, f.Scrape.IdleInterval)
 	}
 	f.Reload.validate(&errs)
+	f.Transfer.validate("transfer", &errs)
 	if f.Scrape.Interval > 0 && f.Scrape.Interval < minScrape {
 		errs.add("scrape.interval", "must be at least %v: reading metrics costs the engine too", minScrape)
 	}
