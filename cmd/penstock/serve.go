@@ -24,21 +24,26 @@ import (
 
 // portFlags are the process settings of whatever serves.
 type portFlags struct {
-	Listen        string        `default:"127.0.0.1:8080" help:"Public address."`
-	AdminListen   string        `default:"127.0.0.1:9090" help:"Admin address; anything but loopback needs --admin-token."`
-	AdminToken    string        `placeholder:"TOKEN" help:"Bearer token of the admin port."`
-	RegisterToken string        `placeholder:"TOKEN" help:"Token with which engines may register themselves at the admin port (POST /api/register)."`
-	TLSCert       string        `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Certificate of the public port, read again when it changes."`
-	TLSKey        string        `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Its key."`
-	TLSClientCA   string        `name:"tls-client-ca" type:"existingfile" placeholder:"FILE" help:"Clients must show a certificate of this CA."`
-	Journal       string        `type:"path" placeholder:"FILE" help:"Record every event and decision of the brain to FILE (lengths, hashes and times, no text)."`
-	Seed          uint64        `default:"1" help:"Seed of the policies' random choices."`
-	LogFormat     string        `enum:"text,json" default:"text" help:"text or json."`
-	LogLevel      string        `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
-	AccessLog     bool          `negatable:"" default:"true" help:"Write a line for each request."`
-	Redact        bool          `negatable:"" default:"true" help:"Name the networks of clients in that line, not their addresses."`
-	MetricsListen string        `placeholder:"ADDR" help:"Serve metrics and health, and nothing else, on another address too; it may be reachable from elsewhere."`
-	DrainTimeout  time.Duration `default:"30s" help:"After a signal, let open requests run for so long; a second signal exits at once."`
+	Listen              string        `default:"127.0.0.1:8080" help:"Public address."`
+	AdminListen         string        `default:"127.0.0.1:9090" help:"Admin address; anything but loopback needs --admin-token."`
+	AdminToken          string        `placeholder:"TOKEN" help:"Bearer token of the admin port."`
+	RegisterToken       string        `placeholder:"TOKEN" help:"Token with which engines may register themselves at the admin port (POST /api/register)."`
+	TLSCert             string        `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Certificate of the public port, read again when it changes."`
+	TLSKey              string        `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Its key."`
+	TLSClientCA         string        `name:"tls-client-ca" type:"existingfile" placeholder:"FILE" help:"Clients must show a certificate of this CA."`
+	TransferListen      string        `placeholder:"ADDR" help:"Where engines say what others must know before KV moves between them (default ${transfer}, unless another process is there; off: nowhere); anything but loopback needs --transfer-token or a client CA."`
+	TransferToken       string        `placeholder:"TOKEN" help:"Bearer token of that address."`
+	TransferTLSCert     string        `name:"transfer-tls-cert" type:"existingfile" placeholder:"FILE" help:"Its certificate, read again when it changes."`
+	TransferTLSKey      string        `name:"transfer-tls-key" type:"existingfile" placeholder:"FILE" help:"Its key."`
+	TransferTLSClientCA string        `name:"transfer-tls-client-ca" type:"existingfile" placeholder:"FILE" help:"A certificate of this CA does instead of the token."`
+	Journal             string        `type:"path" placeholder:"FILE" help:"Record every event and decision of the brain to FILE (lengths, hashes and times, no text)."`
+	Seed                uint64        `default:"1" help:"Seed of the policies' random choices."`
+	LogFormat           string        `enum:"text,json" default:"text" help:"text or json."`
+	LogLevel            string        `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
+	AccessLog           bool          `negatable:"" default:"true" help:"Write a line for each request."`
+	Redact              bool          `negatable:"" default:"true" help:"Name the networks of clients in that line, not their addresses."`
+	MetricsListen       string        `placeholder:"ADDR" help:"Serve metrics and health, and nothing else, on another address too; it may be reachable from elsewhere."`
+	DrainTimeout        time.Duration `default:"30s" help:"After a signal, let open requests run for so long; a second signal exits at once."`
 }
 
 // fleetFlags say which real engines to serve.
@@ -101,10 +106,28 @@ func (p portFlags) start(o app.Options, drainDelay time.Duration, s streams) (*a
 	o.DrainDelay, o.DrainTimeout = drainDelay, p.DrainTimeout
 	o.RegisterToken = p.RegisterToken
 	o.TLS = app.TLS{Cert: p.TLSCert, Key: p.TLSKey, ClientCA: p.TLSClientCA}
-	o.Reload = s.Hangups
+	o.Reload, o.Transfer = s.Hangups, p.transfer()
 	o.ShowClients, o.MetricsListen = !p.Redact, p.MetricsListen
 	a, err := app.Start(o)
 	return a, log, err
+}
+
+// defaultTransfer is where engines look for the exchange: SGLang's port.
+const defaultTransfer = "127.0.0.1:8998"
+
+// transfer says where engines may register.
+func (p portFlags) transfer() app.TransferPort {
+	t := app.TransferPort{
+		Listen: p.TransferListen, Token: p.TransferToken,
+		TLS: app.TLS{Cert: p.TransferTLSCert, Key: p.TransferTLSKey, ClientCA: p.TransferTLSClientCA},
+	}
+	switch t.Listen {
+	case "":
+		t.Listen, t.Optional = defaultTransfer, true
+	case "off":
+		t.Listen = ""
+	}
+	return t
 }
 
 type gatewayCmd struct {
@@ -253,5 +276,5 @@ func trafficShape() *workload.SharedPrefix {
 
 // helpVars fill in what help texts say of the policies.
 func helpVars() kong.Vars {
-	return kong.Vars{"dialects": strings.Join(engine.DialectNames(), ","), "policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
+	return kong.Vars{"transfer": defaultTransfer, "dialects": strings.Join(engine.DialectNames(), ","), "policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
 }

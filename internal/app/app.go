@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"penstock.dev/penstock/internal/admin"
@@ -56,6 +57,7 @@ type Options struct {
 	// lets nobody.
 	RegisterToken string
 	TLS           TLS // of the public port
+	Transfer      TransferPort
 
 	DrainDelay   time.Duration // not ready, still accepting
 	DrainTimeout time.Duration // for open requests to end
@@ -75,8 +77,11 @@ type App struct {
 	client  *engine.Client
 	fleet   *table
 	gateway *gateway.Gateway
-	metrics *obs.Metrics
-	ring    *obs.Ring
+	// exchange is where engines say what others must know of them; nil for none.
+	exchange *exchanger
+	hosts    atomic.Pointer[config.Exchange] // as configured last
+	metrics  *obs.Metrics
+	ring     *obs.Ring
 
 	telemetry   *obs.Telemetry // nil unless the environment asks for it
 	metricsPort *metricsPort   // nil for none
@@ -98,7 +103,7 @@ func Start(o Options) (*App, error) {
 	if err := admin.CheckListen(o.AdminListen, o.AdminToken); err != nil {
 		return nil, err
 	}
-	secure, err := o.TLS.config(o.Log)
+	secure, err := o.TLS.config("--tls", o.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +117,15 @@ func Start(o Options) (*App, error) {
 		publicL.Close()
 		return nil, fmt.Errorf("admin port: %w (choose another with --admin-listen)", err)
 	}
+	a.hosts.Store(&o.Config.Transfer)
 	a.loops, a.stopLoops = context.WithCancel(context.Background())
 	a.client = engine.NewClient(engine.Options{ConnectTimeout: o.Config.Limits.ConnectTimeout, ControlTimeout: o.Config.Scrape.Timeout})
 	a.fleet = newTable(a)
+	if a.exchange, err = newExchanger(a); err != nil {
+		publicL.Close()
+		adminL.Close()
+		return nil, errors.Join(err, a.closePools())
+	}
 	a.metrics = obs.NewMetrics(o.Version, a.fleet.all, a.fleet.counted)
 	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
 	if a.metricsPort, err = openMetricsPort(o.MetricsListen); err == nil {
@@ -125,7 +136,11 @@ func Start(o Options) (*App, error) {
 		adminL.Close()
 		return nil, errors.Join(err, a.closePools(), a.metricsPort.close())
 	}
-	if err := a.openPools(); err != nil {
+	err = a.openPools()
+	if err == nil {
+		err = a.exchange.open(a.loops)
+	}
+	if err != nil {
 		publicL.Close()
 		adminL.Close()
 		a.stopTelemetry()
@@ -134,6 +149,9 @@ func Start(o Options) (*App, error) {
 	a.reloader = newReloader(a)
 	a.serve(publicL, adminL, secure)
 	a.background.Go(func() { a.reloader.run(a.loops, o.Reload) })
+	if a.exchange != nil {
+		a.background.Go(func() { a.exchange.run(a.loops) })
+	}
 	a.gateway.SetReady()
 	return a, nil
 }
@@ -169,8 +187,13 @@ func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 	if a.o.AccessLog {
 		observer.Access = func(x *gateway.Access) { obs.AccessLine(a.log, x, !a.o.ShowClients) }
 	}
+	var transfers gateway.Transfers
+	if a.exchange != nil {
+		transfers = a.exchange
+	}
 	a.gateway = gateway.New(gateway.Options{
-		Fleet: a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Policy: a.o.Config.Policy(), Log: a.log,
+		Transfers: transfers,
+		Fleet:     a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Policy: a.o.Config.Policy(), Log: a.log,
 		Observe: func(x *gateway.Access) { observer.Observe(x); a.reloader.observe(x) },
 	})
 	adminHandler := admin.New(admin.Options{
@@ -220,6 +243,8 @@ func (a *App) Wait(ctx context.Context) error {
 		failed = fmt.Errorf("public port: %w", err)
 	case err := <-a.adminFail:
 		failed = fmt.Errorf("admin port: %w", err)
+	case err := <-a.exchange.fails():
+		failed = fmt.Errorf("transfer port: %w", err)
 	}
 	return errors.Join(failed, a.Close())
 }
@@ -243,7 +268,7 @@ func (a *App) Close() error {
 		a.log.Warn("drain timeout: cutting open requests", "open", a.fleet.openRequests())
 		err = a.cut()
 	}
-	err = errors.Join(err, a.admin.Close(), a.metricsPort.close())
+	err = errors.Join(err, a.admin.Close(), a.exchange.close(), a.metricsPort.close())
 	a.servers.Wait()
 	a.stopTelemetry()
 	return errors.Join(err, a.closePools())

@@ -386,7 +386,7 @@ func TestCertificateIsReloadedAndClientsMustShowTheirs(t *testing.T) {
 	next := certificate(t, cert, key, 2)
 	until(t, "the second certificate", func() bool { n, err := serial(next, client); return n == 2 && err == nil })
 	for name, bad := range map[string]TLS{"no key": {Cert: cert}, "ca alone": {ClientCA: ca}, "no file": {Cert: "/x", Key: "/y"}, "bad ca": {Cert: cert, Key: key, ClientCA: key}} {
-		if _, err := bad.config(slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "--tls-") {
+		if _, err := bad.config("--tls", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "--tls-") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -128,6 +128,8 @@ func (r *reloader) Apply(c config.Fleet) error {
 		return err
 	}
 	r.previous, r.current = &old, c
+	r.app.hosts.Store(&c.Transfer)
+	r.app.exchange.kick()
 	r.app.gateway.SetPolicy(c.Policy())
 	r.finishLocked(reloadApplied, nil)
 	for _, field := range needRestart(old, c) {
@@ -245,6 +247,8 @@ func (r *reloader) rollback() {
 		return
 	}
 	r.current, r.previous = *r.previous, nil
+	r.app.hosts.Store(&r.current.Transfer)
+	r.app.exchange.kick()
 	r.app.gateway.SetPolicy(r.current.Policy())
 	r.finishLocked(reloadRolledBack, []error{errors.New("more requests failed after the change than before it")})
 }

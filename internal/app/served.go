@@ -104,6 +104,8 @@ func (a *App) openServed(c config.Pool, models []gateway.Model) (*served, error)
 // watch follows an endpoint until ctx ends: what it says of its load, and of its
 // cache.
 func (s *served) watch(ctx context.Context, e live.Endpoint) {
+	s.app.exchange.kick()
+	context.AfterFunc(ctx, s.app.exchange.kick)
 	if e.Role != fleet.RoleStore {
 		s.loops.Watch(ctx, e)
 	}

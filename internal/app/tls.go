@@ -3,7 +3,6 @@ package app
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,18 +20,19 @@ type TLS struct {
 // Enabled reports whether there is a certificate.
 func (t TLS) Enabled() bool { return t.Cert != "" }
 
-// config returns the server's TLS configuration.
-func (t TLS) config(log *slog.Logger) (*tls.Config, error) {
+// config returns the server's TLS configuration. Errors name the flags, which
+// begin with flag.
+func (t TLS) config(flag string, log *slog.Logger) (*tls.Config, error) {
 	if (t.Cert == "") != (t.Key == "") {
-		return nil, errors.New("--tls-cert and --tls-key go together")
+		return nil, fmt.Errorf("%[1]s-cert and %[1]s-key go together", flag)
 	}
 	if t.Cert == "" {
 		if t.ClientCA != "" {
-			return nil, errors.New("--tls-client-ca needs --tls-cert and --tls-key")
+			return nil, fmt.Errorf("%[1]s-client-ca needs %[1]s-cert and %[1]s-key", flag)
 		}
 		return nil, nil
 	}
-	k := &keyPair{files: t, log: log}
+	k := &keyPair{files: t, flag: flag, log: log}
 	if err := k.load(); err != nil {
 		return nil, err
 	}
@@ -40,11 +40,11 @@ func (t TLS) config(log *slog.Logger) (*tls.Config, error) {
 	if t.ClientCA != "" {
 		pem, err := os.ReadFile(t.ClientCA)
 		if err != nil {
-			return nil, fmt.Errorf("--tls-client-ca: %w", err)
+			return nil, fmt.Errorf("%s-client-ca: %w", flag, err)
 		}
 		c.ClientCAs = x509.NewCertPool()
 		if !c.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--tls-client-ca: %s holds no PEM certificate", t.ClientCA)
+			return nil, fmt.Errorf("%s-client-ca: %s holds no PEM certificate", flag, t.ClientCA)
 		}
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
@@ -54,6 +54,7 @@ func (t TLS) config(log *slog.Logger) (*tls.Config, error) {
 // keyPair is a certificate that follows its files.
 type keyPair struct {
 	files TLS
+	flag  string
 	log   *slog.Logger
 
 	mu      sync.Mutex
@@ -69,7 +70,7 @@ func (k *keyPair) load() error {
 	stamp := k.stamps()
 	cert, err := tls.LoadX509KeyPair(k.files.Cert, k.files.Key)
 	if err != nil {
-		return fmt.Errorf("--tls-cert, --tls-key: %w", err)
+		return fmt.Errorf("%[1]s-cert, %[1]s-key: %[2]w", k.flag, err)
 	}
 	k.cert, k.stamp = &cert, stamp
 	return nil

@@ -244,3 +244,21 @@ func (i *Instance) parts() []error {
 	}
 	return errs
 }
+
+// TokenBytes returns the KV of one token, over all ranks; 0 when too little was
+// told.
+func (i *Instance) TokenBytes() float64 {
+	dtype := fold(i.Cache.DType)
+	if dtype == "" || dtype == "auto" {
+		dtype = fold(i.Weights.DType)
+	}
+	size := elementBytes[dtype]
+	if i.Cache.MLA { // one latent, in the place of keys and values
+		return float64(i.Cache.Layers*i.Cache.HeadSize) * size
+	}
+	const keysAndValues = 2
+	return float64(keysAndValues*i.Cache.Layers*i.Cache.KVHeads*i.Cache.HeadSize) * size
+}
+
+// elementBytes is the size of an element by its type.
+var elementBytes = map[string]float64{"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "int8": 1}
