@@ -147,6 +147,13 @@ func explain(w io.Writer, r *obs.Record) {
 	if how := r.Tokens; how != "" {
 		fmt.Fprintf(w, "its blocks were known by their tokens: %s\n", how)
 	}
+	if m := o.Moved; m != nil {
+		took := "nothing tells how long that took"
+		if m.TookMs > 0 {
+			took = fmt.Sprintf("%.1f ms", m.TookMs)
+		}
+		fmt.Fprintf(w, "KV of %d tokens was moved: %s, predicted %.1f ms\n", m.Tokens, took, m.ExpectedMs)
+	}
 	for label, v := range map[string]string{"refused": o.Refusal, "failed": o.Failure} {
 		if v != "" {
 			fmt.Fprintf(w, "%s: %s\n", label, v)
@@ -184,6 +191,9 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
 	}
 	explainPlans(w, a.Plans)
+	if b := a.Barred; b != nil {
+		fmt.Fprintf(w, "pairs that cannot exchange KV: %d; %s to %s: %s\n", b.Pairs, b.Prefill, b.Decode, cmp.Or(b.Why, "no longer known why"))
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "endpoint\tverdict\tscore\tcached\tby\tbacklog\tin flight\tpredicted TTFT\tTPOT\tgauges' age\t")
 	for _, c := range a.Candidates {

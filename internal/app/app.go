@@ -128,6 +128,7 @@ func Start(o Options) (*App, error) {
 	}
 	a.metrics = obs.NewMetrics(o.Version, a.fleet.all, a.fleet.counted)
 	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
+	a.ring.Why = a.exchange.why
 	if a.metricsPort, err = openMetricsPort(o.MetricsListen); err == nil {
 		a.telemetry, err = obs.StartTelemetry(a.loops, o.Version, a.log)
 	}

@@ -2,6 +2,7 @@ package obs
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ const RingBytes = 32 << 20
 type Ring struct {
 	// Name returns the name of an endpoint of a pool, "" when it is gone.
 	Name func(pool string, id fleet.EndpointID) string
+	// Why says why a pair cannot exchange KV; nil where nobody knows.
+	Why func(pool string, p fleet.Pair) string
 
 	mu    sync.Mutex
 	limit int
@@ -30,6 +33,7 @@ type Ring struct {
 type entry struct {
 	at     time.Time
 	access gateway.Access
+	why    string // the first of the pairs that could not exchange KV cannot
 	size   int
 }
 
@@ -51,6 +55,10 @@ func (r *Ring) Add(at time.Time, a *gateway.Access) {
 	e.size = entryBytes + len(a.ID) + len(a.Model) + len(a.Path)
 	for i := range a.Decisions {
 		e.size += decisionBytes + candidateBytes*len(a.Decisions[i].Candidates)
+	}
+	if at := slices.IndexFunc(a.Decisions, func(d fleet.Decision) bool { return d.Barred > 0 }); at >= 0 && r.Why != nil {
+		e.why = r.Why(a.Pool, a.Decisions[at].BarredPair)
+		e.size += len(e.why)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -163,6 +171,7 @@ type Outcome struct {
 	CachedTokens *int    `json:"cachedTokens"` // null when the engine did not tell
 	OutputTokens int     `json:"outputTokens"`
 	Bytes        int64   `json:"bytes"`
+	Moved        *Moved  `json:"movedKV,omitempty"` // where the prompt was computed elsewhere
 	Failure      string  `json:"failure,omitempty"`
 	Refusal      string  `json:"refusal,omitempty"`
 	Error        string  `json:"error,omitempty"`
@@ -183,10 +192,28 @@ type Attempt struct {
 	// the best ways of their kinds, where there was a choice between kinds.
 	Prefill string `json:"prefill,omitempty"`
 	Plans   []Plan `json:"plans,omitempty"`
+	// Barred tells of pairs that cannot exchange KV; nil where there is none.
+	Barred *Barred `json:"barred,omitempty"`
 	// Source is from whose cache the chosen fetches the prompt's beginning, and Pulled
 	// how many tokens of it.
 	Source string `json:"source,omitempty"`
 	Pulled int    `json:"pulledTokens,omitempty"`
+}
+
+// Barred tells of pairs of endpoints that could have served a request, had they
+// been able to exchange KV.
+type Barred struct {
+	Pairs   int    `json:"pairs"`
+	Prefill string `json:"prefill"` // of the first
+	Decode  string `json:"decode"`
+	Why     string `json:"why,omitempty"` // as was known when the request ended
+}
+
+// Moved tells of the KV that was moved for a request.
+type Moved struct {
+	Tokens     int     `json:"tokens"`
+	ExpectedMs float64 `json:"expectedMs"`       // as was predicted
+	TookMs     float64 `json:"tookMs,omitempty"` // 0 when nothing tells
 }
 
 // Plan is one way to serve a request and what it was predicted to cost.
@@ -236,6 +263,9 @@ func (r *Ring) render(e *entry) Record {
 	if a.Usage.Known && a.Usage.Cached >= 0 {
 		rec.Outcome.CachedTokens = new(int(a.Usage.Cached))
 	}
+	if m := a.Moved; m.Tokens > 0 {
+		rec.Outcome.Moved = &Moved{Tokens: int(m.Tokens), ExpectedMs: Millis(m.Expected), TookMs: Millis(m.Took)}
+	}
 	if a.Failure != fleet.FailNone {
 		rec.Outcome.Failure = a.Failure.String()
 	}
@@ -246,7 +276,11 @@ func (r *Ring) render(e *entry) Record {
 		rec.Outcome.Error = a.Err.Error()
 	}
 	for i := range a.Decisions {
-		rec.Attempts = append(rec.Attempts, r.attempt(a.Pool, &a.Decisions[i]))
+		at := r.attempt(a.Pool, &a.Decisions[i])
+		if at.Barred != nil {
+			at.Barred.Why = e.why
+		}
+		rec.Attempts = append(rec.Attempts, at)
 	}
 	return rec
 }
@@ -296,6 +330,9 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 		at.Source, at.Pulled = r.name(pool, d.Source), int(d.Pulled)
 	}
 	at.Plans = r.plans(pool, d)
+	if d.Barred > 0 {
+		at.Barred = &Barred{Pairs: d.Barred, Prefill: r.name(pool, d.BarredPair.Prefill), Decode: r.name(pool, d.BarredPair.Decode)}
+	}
 	for v, n := range d.Counts {
 		if n > 0 {
 			at.Counts[fleet.Verdict(v).String()] = n
