@@ -21,6 +21,7 @@ func (s CacheSource) String() string { return nameOf(cacheSourceNames[:], int(s)
 type Cached struct {
 	Tokens            Tokens // of the prompt's beginning, at any tier
 	CPU, Disk, Shared Tokens // of these, those that are at no faster tier
+	Ready             Tokens // of these, those that are there already, as far as can be told: others are being computed
 	Source            CacheSource
 	Fetch             time.Duration // predicted time to bring to the GPU what is not there
 }

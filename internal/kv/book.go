@@ -20,9 +20,10 @@ type Book struct {
 	awaited map[Key]awaited
 	claims  map[claimed]claims
 
-	depth, fresh []int32 // scratch of Look
-	since        []fleet.Time
-	held         []Held
+	depth, fresh, ready []int32 // scratch of Look
+	since               []fleet.Time
+	held                []Held
+	told                []int
 }
 
 // cache is what is believed of one slot, beside its blocks.
@@ -200,29 +201,44 @@ func (b *Book) Whole(slot int) bool {
 func (b *Book) Look(now fleet.Time, p *Prompt, out []fleet.Cached) {
 	b.slot(len(out) - 1)
 	b.depth, b.fresh, b.held = sized(b.depth, len(out)), sized(b.fresh, len(out)), sized(b.held, len(out))
-	b.since = sized(b.since, len(out))
+	b.since, b.ready = sized(b.since, len(out)), sized(b.ready, len(out))
 	for i := range out {
-		b.since[i] = b.slots[i].expectedSince(now)
+		// Where events tell of all there is, what came long ago they have told of.
+		if b.since[i] = longAgo + 1; b.Whole(i) {
+			b.since[i] = b.slots[i].expectedSince(now)
+		}
 	}
-	b.history.MatchAwaited(p.Chain, b.since, b.depth, b.fresh)
+	b.history.MatchAwaited(p.Chain, b.since, b.depth, b.fresh, b.ready)
 	if len(p.Blocks) > 0 {
-		b.blocks.Match(p.Blocks, b.stores, b.held)
+		b.blocks.Match(p.Blocks, b.telling(), b.held)
 	}
 	for i := range out {
 		s := &b.slots[i]
-		out[i] = fleet.Cached{Tokens: Covered(b.depth[i], p.KeyTokens, p.Tokens)}
+		out[i] = fleet.Cached{Tokens: Covered(b.depth[i], p.KeyTokens, p.Tokens), Ready: Covered(b.ready[i], p.KeyTokens, p.Tokens)}
 		if s.vouched() && len(p.Blocks) > 0 && !s.audit.demoted {
 			b.believe(i, p, &out[i])
 		}
 	}
 }
 
+// telling returns the stores whose events may be believed.
+func (b *Book) telling() []int {
+	b.told = b.told[:0]
+	for _, s := range b.stores {
+		if b.slot(s).vouched() {
+			b.told = append(b.told, s)
+		}
+	}
+	return b.told
+}
+
 // believe sets out to what the feed of slot i and the latest dispatches say of
 // p, which stands at what the history says.
 func (b *Book) believe(i int, p *Prompt, out *fleet.Cached) {
 	s := &b.slots[i]
-	guess := out.Tokens
+	guess, ready := out.Tokens, out.Ready
 	*out = b.confirmed(i, p)
+	out.Ready = max(out.Tokens, ready)
 	whole := b.Whole(i)
 	if whole {
 		guess = min(guess, Covered(b.fresh[i], p.KeyTokens, p.Tokens))

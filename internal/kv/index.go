@@ -97,13 +97,15 @@ func (x *Index) slot(i int) *slotState {
 
 // Match sets depth[slot], for every slot below len(depth), to the number of
 // leading keys of chain that the slot holds.
-func (x *Index) Match(chain []Key, depth []int32) { x.MatchAwaited(chain, nil, depth, nil) }
+func (x *Index) Match(chain []Key, depth []int32) { x.MatchAwaited(chain, nil, depth, nil, nil) }
 
 // MatchAwaited is Match, and sets fresh[slot] to the number of leading keys that
-// are on their way to the slot, or have come at since[slot] or later.
-func (x *Index) MatchAwaited(chain []Key, since []fleet.Time, depth, fresh []int32) {
+// are on their way to the slot, or have come at since[slot] or later, and
+// ready[slot] to the number of those that have come then.
+func (x *Index) MatchAwaited(chain []Key, since []fleet.Time, depth, fresh, ready []int32) {
 	clear(depth)
 	clear(fresh)
+	clear(ready)
 	for at := 0; at < len(chain); {
 		ref, ok := x.first[chain[at]]
 		if !ok {
@@ -118,7 +120,12 @@ func (x *Index) MatchAwaited(chain []Key, since []fleet.Time, depth, fresh []int
 				continue
 			}
 			depth[s] = int32(at)
-			if fresh != nil && (x.holds[h].awaited > 0 || x.holds[h].came >= since[s]) {
+			if fresh == nil {
+				continue
+			}
+			if x.holds[h].came >= since[s] {
+				fresh[s], ready[s] = int32(at), int32(at)
+			} else if x.holds[h].awaited > 0 {
 				fresh[s] = int32(at)
 			}
 		}

@@ -91,7 +91,7 @@ type shelf struct {
 
 // of returns the shelf of a scene, nil when nothing can be kept of it.
 func (c *Cache) of(s *Scene) *shelf {
-	if c == nil || s.LoadID == "" {
+	if c == nil || s.LoadID == "" || s.Ended != nil {
 		return nil
 	}
 	scene, err := json.Marshal(s)

@@ -74,6 +74,9 @@ type Scene struct {
 	// LoadID stands for all that Load depends on beside its arguments. Without one
 	// the cells are not kept.
 	LoadID string
+	// Ended hears of each request of a cell at its end, in the goroutine that runs the
+	// cell; nil for nobody. Cells of whose requests somebody hears are not kept.
+	Ended func(Cell, sim.Outcome) `json:"-"`
 	Cache  *Cache `json:"-"` // of cells that have run; nil for none
 }
 
@@ -149,6 +152,9 @@ func (s *Scene) config(c Cell) sim.Config {
 	}
 	if c.Policy != s.Pool.Policy.Name { // that of the pool has its weights
 		cfg.Pool.Policy = route.Spec{Name: c.Policy}
+	}
+	if s.Ended != nil {
+		cfg.Ended = func(o sim.Outcome) { s.Ended(c, o) }
 	}
 	speeds := stat.NewRand(c.Seed, "speeds")
 	add := func(i, k int) {

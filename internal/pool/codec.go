@@ -408,12 +408,13 @@ func encodeCached(e *journal.Encoder, c *fleet.Cached) {
 	e.Tokens(c.CPU)
 	e.Tokens(c.Disk)
 	e.Tokens(c.Shared)
+	e.Tokens(c.Ready)
 	e.Uint(uint64(c.Source))
 	e.Duration(c.Fetch)
 }
 
 func decodeCached(d *journal.Decoder) fleet.Cached {
-	return fleet.Cached{Tokens: d.Tokens(), CPU: d.Tokens(), Disk: d.Tokens(), Shared: d.Tokens(), Source: fleet.CacheSource(d.Uint()), Fetch: d.Duration()}
+	return fleet.Cached{Tokens: d.Tokens(), CPU: d.Tokens(), Disk: d.Tokens(), Shared: d.Tokens(), Ready: d.Tokens(), Source: fleet.CacheSource(d.Uint()), Fetch: d.Duration()}
 }
 
 // DecodeActions reads actions that EncodeActions wrote.

@@ -37,7 +37,7 @@ func (b *Brain) judgeSources(r *request) {
 // fetch has what slot s has of r's prompt, and r.slot has not, fetched from there.
 // It returns how much of the prompt will then be cached, and how long that takes.
 func (b *Brain) fetch(r *request, s int) (cached fleet.Tokens, takes time.Duration) {
-	cached = min(b.view.Matched[s], r.Prompt-1)
+	cached = min(b.view.Cache[s].Ready, r.Prompt-1)
 	own := b.view.Matched[r.slot]
 	link, queue := b.view.Wire[s], b.view.Asked[s]
 	r.pull = pull{from: s, own: own, moved: max(cached-own, 0), alone: queue == 0}

@@ -27,7 +27,7 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 		d.Prefill = b.view.ID[b.plan.Prefill]
 	}
 	if s := b.plan.Source; s != route.NoSlot {
-		d.Source, d.Pulled = b.view.ID[s], b.view.Matched[s]-b.view.Matched[b.plan.Chosen]
+		d.Source, d.Pulled = b.view.ID[s], b.view.Cache[s].Ready-b.view.Matched[b.plan.Chosen]
 	}
 	d.Whole, d.Split, d.Pull = b.planCost(&b.plan.Whole), b.planCost(&b.plan.Split), b.planCost(&b.plan.Pull)
 	d.Barred, d.BarredPair = b.countBarred()

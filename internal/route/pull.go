@@ -43,7 +43,7 @@ func (p *puller) consider(v *View, q *Query, reuse float64, out *Plan) {
 	s := source(v, q)
 	for _, c := range q.Candidates {
 		p.from[c], p.cost[c] = NoSlot, -out.Score[c]
-		if s == NoSlot || !v.Hands(s, c) || v.Matched[s] < v.Matched[c]+LeastPull {
+		if s == NoSlot || !v.Hands(s, c) || v.Cache[s].Ready < v.Matched[c]+LeastPull {
 			continue
 		}
 		sec, move := pullCost(v, q, c, s, reuse)
@@ -58,7 +58,7 @@ func (p *puller) consider(v *View, q *Query, reuse float64, out *Plan) {
 func source(v *View, q *Query) int {
 	best, least := NoSlot, math.Inf(1)
 	for _, s := range q.Sources {
-		has := min(v.Matched[s], q.Prompt)
+		has := min(v.Cache[s].Ready, q.Prompt)
 		if has < LeastPull {
 			continue
 		}
@@ -80,7 +80,7 @@ func fetchTime(v *View, s int, tokens fleet.Tokens) float64 {
 // pullCost is the cost of serving the request at c with what slot s has of its
 // prompt, and how much of its first token's time the fetching is, in seconds.
 func pullCost(v *View, q *Query, c, s int, reuse float64) (sec, move float64) {
-	has := min(v.Matched[s], q.Prompt-1)
+	has := min(v.Cache[s].Ready, q.Prompt-1)
 	moved := max(has-v.Matched[c], 0)
 	move = fetchTime(v, s, moved)
 	l := v.Load[c]
@@ -122,6 +122,6 @@ func (p *puller) settle(v *View, q *Query, out *Plan) {
 func fetchedTokenAt(v *View, q *Query, o *Option) float64 {
 	l := v.Load[o.Slot]
 	l.Fetch = time.Duration(o.Move * float64(time.Second))
-	has := min(v.Matched[o.Source], q.Prompt-1)
+	has := min(v.Cache[o.Source].Ready, q.Prompt-1)
 	return stepOf(v, o.Slot).FirstToken(&l, has, max(q.Prompt-has, 1)) + stepOf(v, o.Slot).PerPrompt*adapterCost(v.Adapter[o.Slot])
 }

@@ -13,6 +13,7 @@ import (
 func holder(has fleet.Tokens) (*View, *Query, *Plan) {
 	v, q, p := pair(8000, 0)
 	v.Matched[0] = has
+	v.Cache = []fleet.Cached{{Ready: has}, {}}
 	v.Load[1] = perf.Load{}
 	v.Busy = make([]float64, 2)
 	q.Candidates, q.Prefills, q.Sources = []int{0, 1}, nil, []int{0, 1}
@@ -56,12 +57,12 @@ func TestFetchesWhereItPays(t *testing.T) {
 // ones, the one that has more.
 func TestAsksWhoGivesMostSoonest(t *testing.T) {
 	v, q, _ := holder(7000)
-	v.Matched[1] = 7000
+	v.Cache[1].Ready = 7000
 	v.Asked[0] = 0.2
 	if s := source(v, q); s != 1 {
 		t.Errorf("asked %d, whose link is taken", s)
 	}
-	v.Asked[0], v.Matched[1] = 0, 3000
+	v.Asked[0], v.Cache[1].Ready = 0, 3000
 	if s := source(v, q); s != 0 {
 		t.Errorf("asked %d, which has less", s)
 	}

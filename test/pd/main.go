@@ -1,76 +1,102 @@
-// Command pd splits prefill from decode in virtual time: a published setup, and
-// what an adaptive policy makes of a fleet that may do both. It exits with 1 when
-// a goal is missed.
+// Command pd holds to goals, in virtual time, what is decided of splitting requests
+// and of moving KV: a published fleet, an adaptive policy beside the best fixed
+// roles, and fetching beside computing. It exits with 1 when a goal is missed.
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"penstock.dev/penstock/internal/catalog"
-	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/lab"
-	"penstock.dev/penstock/internal/pool"
 	"penstock.dev/penstock/internal/sim"
-	"penstock.dev/penstock/internal/stat"
-	"penstock.dev/penstock/internal/workload"
 )
 
-// nic is the bandwidth at which each accelerator sends KV to others, in bytes per
-// second: one card of 400 Gbit/s each.
-const nic = 50e9
-
 func main() {
-	rate := flag.Float64("rate", 45, "requests per second")
-	span := flag.Duration("span", 3*time.Minute, "of load")
-	policy := flag.String("policy", "predictive", "")
+	o := options{}
+	flag.BoolVar(&o.quick, "quick", false, "fewer points of the grid, less time at each")
+	only := flag.String("only", "", "the parts to run, separated by commas: published, adaptive, pulls; default all")
 	flag.Parse()
-	for _, f := range []struct {
-		name     string
-		variants []lab.Variant
-	}{
-		{"16 whole", []lab.Variant{variant("agg", 1, 16, fleet.RoleBoth, 0)}},
-		{"8 prefill TP1, 2 decode TP4", []lab.Variant{variant("prefill", 1, 8, fleet.RolePrefill, nic), variant("decode", 4, 2, fleet.RoleDecode, nic)}},
-		{"4 prefill, 12 decode TP1", []lab.Variant{variant("prefill", 1, 4, fleet.RolePrefill, nic), variant("decode", 1, 12, fleet.RoleDecode, nic)}},
-		{"6 prefill, 10 decode TP1", []lab.Variant{variant("prefill", 1, 6, fleet.RolePrefill, nic), variant("decode", 1, 10, fleet.RoleDecode, nic)}},
-		{"8 prefill, 8 decode TP1", []lab.Variant{variant("prefill", 1, 8, fleet.RolePrefill, nic), variant("decode", 1, 8, fleet.RoleDecode, nic)}},
-		{"10 prefill, 6 decode TP1", []lab.Variant{variant("prefill", 1, 10, fleet.RolePrefill, nic), variant("decode", 1, 6, fleet.RoleDecode, nic)}},
-		{"16 both", []lab.Variant{variant("both", 1, 16, fleet.RoleBoth, nic)}},
-	} {
-		s := lab.Scene{
-			Variants: f.variants, Pool: pool.Default(), Noise: 0.05, Scrape: time.Second, Hop: 500 * time.Microsecond,
-			Load: func(load float64, seed uint64) (workload.Source, error) {
-				a := workload.NewArrivals(workload.ArrivalPoisson, []workload.Stage{{Rate: *rate * load, Duration: *span}}, 0, stat.NewRand(seed, "arrivals"))
-				return workload.Random{Input: workload.Fixed(5000), Output: workload.Fixed(250)}.Source(a, seed), nil
-			},
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	began := time.Now()
+	g := goals{w: os.Stdout}
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, options, *goals) error
+	}{{"published", published}, {"adaptive", adaptive}, {"pulls", pulls}} {
+		if *only != "" && !slices.Contains(strings.Split(*only, ","), part.name) {
+			continue
 		}
-		r, err := s.Run(context.Background(), lab.Cell{Policy: *policy, Load: 1, Seed: 1})
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
+		fmt.Printf("\n== %s\n", part.name)
+		if err := part.run(ctx, o, &g); err != nil {
+			fmt.Fprintf(os.Stderr, "pd: %s: %v\n", part.name, err)
 			os.Exit(2)
 		}
-		show(f.name, r)
+	}
+	took := time.Since(began).Round(time.Second)
+	if len(g.missed) > 0 {
+		fmt.Printf("\npd: %d of %d goals missed in %v: %s\n", len(g.missed), g.set, took, strings.Join(g.missed, "; "))
+		os.Exit(1)
+	}
+	fmt.Printf("\npd: all %d goals met in %v\n", g.set, took)
+}
+
+type options struct{ quick bool }
+
+// goals counts what was to be reached, and keeps what was not.
+type goals struct {
+	w      io.Writer
+	set    int
+	missed []string
+}
+
+// hold notes whether a goal was met.
+func (g *goals) hold(met bool, format string, args ...any) {
+	g.set++
+	if !met {
+		g.missed = append(g.missed, fmt.Sprintf(format, args...))
 	}
 }
 
-func show(name string, r *sim.Result) {
-	ms := func(x float64) float64 { return x / 1e6 }
-	fmt.Printf("%-30s done %d/%d, splits %d, TTFT mean %.0f p95 %.0f ms, TPOT mean %.1f p95 %.1f ms, E2E mean %.0f ms, TTFT err %.1f %%, TPOT err %.1f %%, preempt %d\n", name, r.Done, r.Arrived, r.Splits,
-		ms(r.TTFT.Mean()), ms(r.TTFT.Quantile(0.95)), ms(r.TPOT.Mean()), ms(r.TPOT.Quantile(0.95)), ms(r.E2E.Mean()), r.TTFTError.Quantile(0.5)/1e4, r.TPOTError.Quantile(0.5)/1e4, r.Preemptions)
+func (g *goals) printf(format string, args ...any) { fmt.Fprintf(g.w, format, args...) }
+
+// play runs one policy on a scene with a few seeds, and returns the results by seed.
+func play(ctx context.Context, s *lab.Scene, policy string, seeds int) ([]*sim.Result, error) {
+	return s.RunAll(ctx, lab.Grid([]string{policy}, []float64{1}, seeds), runtime.NumCPU(), func(int) {})
 }
 
-func variant(name string, tp, n int, role fleet.Role, nic float64) lab.Variant {
-	m, err := catalog.FindModel("openai/gpt-oss-120b")
-	if err != nil {
-		panic(err)
+// mean is the mean of a figure over results.
+func mean(results []*sim.Result, of func(*sim.Result) float64) float64 {
+	sum := 0.0
+	for _, r := range results {
+		sum += of(r)
 	}
-	a, err := catalog.FindAccelerator("H200")
+	return sum / float64(len(results))
+}
+
+func ttft(r *sim.Result) float64 { return r.TTFT.Mean() * 1e-9 }
+func e2e(r *sim.Result) float64  { return r.E2E.Mean() * 1e-9 }
+func tpot(r *sim.Result) float64 { return r.TPOT.Mean() * 1e-9 }
+func good(r *sim.Result) float64 { return float64(r.Good) / float64(r.Arrived) }
+
+// serving is how a model of the catalogue is served on an accelerator.
+func serving(model, accelerator string, tp int) (catalog.Serving, error) {
+	m, err := catalog.FindModel(model)
 	if err != nil {
-		panic(err)
+		return catalog.Serving{}, err
 	}
-	s := catalog.Serving{Shape: m, Accelerator: a, TP: tp, Engine: "vllm"}.Normal()
-	return lab.Variant{Name: name, Serving: s, Replicas: n, Role: role, NIC: nic, Belief: lab.Belief(s)}
+	a, err := catalog.FindAccelerator(accelerator)
+	if err != nil {
+		return catalog.Serving{}, err
+	}
+	return catalog.Serving{Shape: m, Accelerator: a, TP: tp, Engine: "vllm"}.Normal(), nil
 }

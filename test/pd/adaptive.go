@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func adaptive(context.Context, options, *goals) error { return nil }
