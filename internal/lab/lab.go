@@ -77,7 +77,7 @@ type Scene struct {
 	// Ended hears of each request of a cell at its end, in the goroutine that runs the
 	// cell; nil for nobody. Cells of whose requests somebody hears are not kept.
 	Ended func(Cell, sim.Outcome) `json:"-"`
-	Cache  *Cache `json:"-"` // of cells that have run; nil for none
+	Cache *Cache                  `json:"-"` // of cells that have run; nil for none
 }
 
 // Cell is one run: a policy, a load and a seed.

@@ -8,6 +8,7 @@ type Stream struct {
 	Prompt   float64 // tokens
 	Uncached float64 // tokens of the prompt to compute
 	Output   float64 // tokens
+	Work     float64 // s of an endpoint's time that a prompt takes, where that was measured; 0: by its step
 }
 
 // Served is how a load is predicted to be served on average, in seconds; all +Inf
@@ -23,11 +24,14 @@ const (
 
 	// sizingBusy is the share of its time that an endpoint may be busy with prompts:
 	// beyond it queues have no mean.
-	sizingBusy = 0.92
+	sizingBusy = 0.97
 )
 
 // prompt is what computing the mix's mean prompt takes, in seconds.
 func (s *Step) prompt(m *Stream) float64 {
+	if m.Work > 0 {
+		return m.Work
+	}
 	cached := m.Prompt - m.Uncached
 	return s.PerPrompt*m.Uncached + s.PerPair*m.Uncached*(cached+m.Uncached/2)
 }
@@ -47,6 +51,14 @@ func (s *Step) decoding(m *Stream, rate, share, kvTokens float64) (step, seqs fl
 	return step, seqs, true
 }
 
+// wait is the mean time that requests wait for one of so many servers, each busy
+// for a share of its time and for as long with each request, s. Whoever comes goes
+// to the one that is free first, at times of his own (M/D/c, by Sakasegawa's
+// approximation, An approximation formula Lq = αρ^β/(1-ρ), 1977).
+func wait(servers, busy, work float64) float64 {
+	return work / 2 * math.Pow(busy, math.Sqrt(2*(servers+1))-1) / (servers * (1 - busy))
+}
+
 // Whole predicts how a mix is served by endpoints of which each computes the
 // prompts that it answers; kvTokens is the KV cache of each, 0 unknown. Prompts
 // come as they like (M/D/1).
@@ -60,7 +72,7 @@ func (s *Step) Whole(m Stream, endpoints, kvTokens float64) Served {
 	if !ok {
 		return unserved
 	}
-	out := Served{TTFT: s.PerRequest + step/2 + work + busy*work/(2*(1-busy)), TPOT: step / (1 - busy)}
+	out := Served{TTFT: s.PerRequest + step/2 + work + wait(endpoints, busy, work), TPOT: step / (1 - busy)}
 	// A prompt is computed in steps that also decode.
 	out.TTFT += step
 	out.E2E = out.TTFT + m.Output*out.TPOT
@@ -68,18 +80,26 @@ func (s *Step) Whole(m Stream, endpoints, kvTokens float64) Served {
 }
 
 // Split predicts how a mix is served where some endpoints compute prompts and
-// others, whose step is by, answer; moving the KV takes move seconds.
+// others, whose step is by, answer; moving the KV takes move seconds. Prompts that
+// the first have no time for are computed where they are answered.
 func (s *Step) Split(m Stream, prefills, decodes float64, by *Step, move, kvTokens float64) Served {
-	work := s.prompt(&m) + s.Base
+	work := s.prompt(&m)
+	if m.Work == 0 {
+		work += s.Base // of the step, which has nothing else in it
+	}
 	busy := m.Rate / prefills * work
-	if busy > sizingBusy {
+	split := min(1, sizingBusy/busy)
+	busy *= split
+	whole := m.Rate * (1 - split) * work / decodes // share of the others' time
+	if whole > sizingBusy {
 		return unserved
 	}
-	step, _, ok := by.decoding(&m, m.Rate/decodes, 0, kvTokens)
+	step, _, ok := by.decoding(&m, m.Rate/decodes, whole, kvTokens)
 	if !ok {
 		return unserved
 	}
-	out := Served{TTFT: s.PerRequest + by.PerRequest + work + busy*work/(2*(1-busy)) + move + 1.5*step, TPOT: step}
+	step /= 1 - whole
+	out := Served{TTFT: s.PerRequest + by.PerRequest + work + wait(prefills, busy, work) + move + 1.5*step, TPOT: step}
 	out.E2E = out.TTFT + m.Output*out.TPOT
 	return out
 }

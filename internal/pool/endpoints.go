@@ -139,7 +139,7 @@ func (b *Brain) grow(n int) {
 	v.KVTokens, v.Cached, v.Matched = grown(v.KVTokens, n), grown(v.Cached, n), grown(v.Matched, n)
 	v.Cache = grown(v.Cache, n)
 	v.Adapter = grown(v.Adapter, n)
-	v.Step, v.Load = grown(v.Step, n), grown(v.Load, n)
+	v.Step, v.Told, v.Load = grown(v.Step, n), grown(v.Told, n), grown(v.Load, n)
 	v.Connector, v.Wire = grown(v.Connector, n), grown(v.Wire, n)
 	v.Asked, v.Busy = grown(v.Asked, n), grown(v.Busy, n)
 	v.Barred = grown(v.Barred, n)

@@ -386,7 +386,7 @@ func (b *Brain) look(r *request) {
 		v.Connector[i] = e.Connector
 		v.Wire[i], v.Asked[i] = b.deps.Wires.Look(b.now, i)
 		v.Busy[i] = b.deps.Wires.Busy(b.now, i)
-		v.Step[i] = *b.deps.Perf.StepAt(i)
+		v.Step[i], v.Told[i] = *b.deps.Perf.StepAt(i), e.Step
 	}
 }
 

@@ -24,25 +24,37 @@ type lean struct {
 	due      fleet.Time // when to think again
 	prefills int        // how many lean to prompts
 	is       []bool     // by slot
-	group    []int      // scratch
+	group    []int      // the slots that are dealt, by their ids
+	meter    meter
+	slower   float64 // what a step that only decodes takes, over what was told of it; 0 before it was measured
 }
 
 const (
 	// leanWindow is over how long arrivals are counted, and leanMemory over how many
 	// requests lengths are averaged.
-	leanWindow = 30 * time.Second
+	leanWindow = 60 * time.Second
 	leanMemory = 200
 
 	// leanFew is how many requests must have been seen before anything leans.
 	leanFew = 50
 
-	// leanEvery is the time between two thoughts: answers that an endpoint has still
-	// to decode when it begins to lean take seconds to end.
+	// leanEvery is the time between two thoughts, and leanPause how long nothing is
+	// measured after endpoints were dealt anew: answers that an endpoint has still to
+	// decode when it begins to lean take seconds to end.
 	leanEvery = 10 * time.Second
+	leanPause = 5 * time.Second
 
-	// leanGain is by what share the mean time of a request must be shorter for the
-	// endpoints to lean otherwise.
-	leanGain = 0.15
+	// leanGain is by what share the mean time of a request must be shorter for more
+	// endpoints to lean, or fewer; leanBegin, for any to lean where none does: how
+	// requests fare that are all split is less sure than what a few more or fewer
+	// endpoints do.
+	leanGain  = 0.02
+	leanBegin = 0.08
+
+	// leanShare is the share of requests that must be split for endpoints to go on
+	// leaning: where single requests do not like it, the load as a whole cannot.
+	leanShare = 0.3
+	leanRest  = time.Minute // for which nothing leans then
 )
 
 // note counts a request of which so much is cached where it would go.
@@ -65,7 +77,8 @@ func (l *lean) think(v *View, q *Query) {
 	for len(l.is) < len(v.ID) {
 		l.is = append(l.is, false)
 	}
-	if len(q.Prefills) < 2 || q.Now < l.due || l.seen < leanFew {
+	l.meter.look(v, q.Now, l.group, l.is)
+	if len(q.Prefills) < 2 || q.Now < l.due || l.seen < leanFew || len(l.group) > 0 && l.meter.n < meterFew {
 		return
 	}
 	l.due = q.Now.Add(leanEvery)
@@ -89,12 +102,26 @@ func (l *lean) deal(v *View, q *Query) {
 	m.Rate = l.rate / -math.Expm1(-max(q.Now.Sub(l.began), time.Second).Seconds()/leanWindow.Seconds())
 	n := len(l.group)
 	step, kvTokens, move := l.typical(v, m.Prompt)
+	if l.meter.n < meterFew {
+		return // the group has just been made
+	}
+	l.measured(&step, &m)
 	now := l.cost(&step, m, l.prefills, n, kvTokens, move, q.SLO)
 	best, at := now, l.prefills
 	for x := range n {
-		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO); c < best*(1-leanGain) || math.IsInf(best, 1) && !math.IsInf(c, 1) {
+		gain := leanGain
+		if l.prefills == 0 {
+			gain = leanBegin
+		}
+		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO); c < best && c < now*(1-gain) {
 			best, at = c, x
 		}
+	}
+	if l.prefills > 0 && l.meter.splits < leanShare {
+		at, l.due = 0, q.Now.Add(leanRest)
+	}
+	if at != l.prefills {
+		l.meter = meter{from: q.Now.Add(leanPause)}
 	}
 	l.prefills = at
 	clear(l.is)
@@ -103,16 +130,45 @@ func (l *lean) deal(v *View, q *Query) {
 	}
 }
 
-// typical is the mean of the group: its step, its cache, and what moving a prompt
-// of so many tokens takes, in seconds.
+// typical is the mean of the group: the step that was told of it, for its form, or
+// else that is believed; its cache; and what moving a prompt of so many tokens
+// takes, in seconds.
 func (l *lean) typical(v *View, prompt float64) (step perf.Step, kvTokens, move float64) {
 	n := float64(len(l.group))
 	for _, c := range l.group {
-		step = step.Plus(v.Step[c].Scale(1 / n))
+		s := v.Told[c]
+		if !s.Known() {
+			s = v.Step[c]
+		}
+		step = step.Plus(s.Scale(1 / n))
 		kvTokens += float64(v.KVTokens[c]) / n
 		move += (v.Wire[c].Latency + v.Wire[c].PerToken*prompt) / n
 	}
 	return step, kvTokens, move
+}
+
+// measured sets step and m to what the meter says. By Little's law the sequences
+// that decode are the tokens asked for per second times what each takes; where
+// prompts are computed beside them, the rest of that time is the prompts'.
+func (l *lean) measured(step *perf.Step, m *perf.Stream) {
+	t := &l.meter
+	n, x := float64(len(l.group)), float64(l.prefills)
+	if t.decoding <= 0 || m.Rate <= 0 {
+		return
+	}
+	tpot := t.decoding * (n - x) / (m.Rate * m.Output)
+	pure := step.Time(perf.Work{Seqs: t.decoding, KV: t.decoding * (m.Prompt + m.Output/2)})
+	if x > 0 && t.splits > 0 {
+		m.Work = t.busy * x / (m.Rate * t.splits)
+		whole := min(m.Rate*(1-t.splits)*m.Work/(n-x), 0.9)
+		l.slower = min(max(tpot*(1-whole)/pure, 1/meterMost), meterMost)
+		*step = step.Scale(l.slower)
+		return
+	}
+	if l.slower > 0 {
+		*step, pure = step.Scale(l.slower), pure*l.slower
+	}
+	m.Work = max((1-pure/tpot)*n/m.Rate, step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2)))
 }
 
 // cost is the mean time of a request where x of n endpoints lean, longer by how far

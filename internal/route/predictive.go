@@ -93,6 +93,7 @@ func (p *predictive) pickEither(v *View, q *Query, reuse float64, best fleet.Tok
 	p.whole, p.first = room(p.whole, part.Candidates, q.Candidates), room(p.first, part.Prefills, q.Prefills)
 	p.pickWhole(v, &part, reuse, r, out)
 	p.compare(v, &part, reuse, out)
+	p.lean.meter.chose(out.Prefill != NoSlot)
 }
 
 // room returns the scratch memory that used lies in, unless that is given.

@@ -34,6 +34,7 @@ type View struct {
 	SampleAge []time.Duration // -1 when never scraped
 
 	Step []perf.Step // believed step time; the zero Step where unknown
+	Told []perf.Step // what was believed of it before anything was measured; the zero Step for nothing
 	Load []perf.Load // what the request would meet there, by the ledger
 
 	Connector []uint64     // slots of the same one can exchange KV; 0 cannot

@@ -14,7 +14,7 @@ func pair(prompt, matched fleet.Tokens) (*View, *Query, *Plan) {
 	step := perf.Step{Base: 14e-3, PerSeq: 50e-6, PerKV: 57e-9, PerPrompt: 60e-6, PerPair: 3e-9}
 	v := &View{
 		ID: []fleet.EndpointID{1, 2}, KVTokens: []fleet.Tokens{300_000, 300_000}, Cached: make([]fleet.Tokens, 2), Matched: []fleet.Tokens{0, matched},
-		Adapter: make([]fleet.AdapterFit, 2), Step: []perf.Step{step, step}, Load: make([]perf.Load, 2),
+		Adapter: make([]fleet.AdapterFit, 2), Step: []perf.Step{step, step}, Told: make([]perf.Step, 2), Load: make([]perf.Load, 2),
 		Connector: []uint64{1, 1}, Wire: []fleet.Link{{Latency: 0.01, PerToken: 4e-6}, {Latency: 0.01, PerToken: 4e-6}}, Asked: make([]float64, 2),
 	}
 	v.Load[1] = perf.Load{Decoding: 20, Active: 40_000, KVTokens: 300_000}
@@ -63,6 +63,7 @@ func TestEndpointsLean(t *testing.T) {
 		q := &Query{Prompt: 5000, Output: 250}
 		for i := range n {
 			v.ID, v.Step, v.Connector = append(v.ID, fleet.EndpointID(i+1)), append(v.Step, step), append(v.Connector, 1)
+			v.Told, v.Load = append(v.Told, step), append(v.Load, perf.Load{})
 			v.KVTokens, v.Wire = append(v.KVTokens, 500_000), append(v.Wire, fleet.Link{Latency: 0.01, PerToken: 1e-6})
 			q.Candidates, q.Prefills = append(q.Candidates, i), append(q.Prefills, i)
 		}
