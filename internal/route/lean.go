@@ -168,7 +168,8 @@ func (l *lean) measured(step *perf.Step, m *perf.Stream) {
 	if l.slower > 0 {
 		*step, pure = step.Scale(l.slower), pure*l.slower
 	}
-	m.Work = max((1-pure/tpot)*n/m.Rate, step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2)))
+	told := step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2))
+	m.Work = min(max((1-pure/tpot)*n/m.Rate, told), meterMost*told)
 }
 
 // cost is the mean time of a request where x of n endpoints lean, longer by how far

@@ -14,6 +14,10 @@ const (
 	// splitGain is by what share a split must be cheaper than serving whole: it has
 	// more that can go wrong.
 	splitGain = 0.02
+
+	// leantGain is the same where endpoints lean to prompts: they have been left free
+	// of answers, and the others of prompts, for requests to be split.
+	leantGain = -0.25
 )
 
 // compare puts the best pair of slots that serve q split beside the best slot that
@@ -55,7 +59,11 @@ func (p *predictive) compare(v *View, q *Query, reuse float64, out *Plan) {
 		return
 	}
 	out.Split = best
-	if best.Cost < now*(1-splitGain) {
+	gain := splitGain
+	if p.lean.prefills > 0 {
+		gain = leantGain
+	}
+	if best.Cost < now*(1-gain) {
 		out.Chosen, out.Prefill, out.Source = best.Slot, best.Prefill, NoSlot
 		out.Score[best.Slot] = -best.Cost
 	}
