@@ -26,6 +26,7 @@ type lean struct {
 	is       []bool     // by slot
 	group    []int      // the slots that are dealt, by their ids
 	meter    meter
+	off      [2]offset
 	slower   float64 // what a step that only decodes takes, over what was told of it; 0 before it was measured
 }
 
@@ -45,11 +46,12 @@ const (
 	leanPause = 5 * time.Second
 
 	// leanGain is by what share the mean time of a request must be shorter for more
-	// endpoints to lean, or fewer; leanBegin, for any to lean where none does: how
-	// requests fare that are all split is less sure than what a few more or fewer
-	// endpoints do.
+	// endpoints to lean, or fewer; leanBegin, for any to lean where none does.
 	leanGain  = 0.02
-	leanBegin = 0.08
+	leanBegin = 0.03
+
+	// leanOff is for how long it is remembered by how much predictions were off.
+	leanOff = 10 * time.Minute
 
 	// leanShare is the share of requests that must be split for endpoints to go on
 	// leaning: where single requests do not like it, the load as a whole cannot.
@@ -106,14 +108,15 @@ func (l *lean) deal(v *View, q *Query) {
 		return // the group has just been made
 	}
 	l.measured(&step, &m)
-	now := l.cost(&step, m, l.prefills, n, kvTokens, move, q.SLO)
+	l.compare(l.cost(&step, m, l.prefills, n, kvTokens, move, fleet.SLO{}), m.Rate, q.Now)
+	now := l.cost(&step, m, l.prefills, n, kvTokens, move, q.SLO) * l.factor(l.prefills, q.Now)
+	gain := leanGain
+	if l.prefills == 0 {
+		gain = leanBegin
+	}
 	best, at := now, l.prefills
 	for x := range n {
-		gain := leanGain
-		if l.prefills == 0 {
-			gain = leanBegin
-		}
-		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO); c < best && c < now*(1-gain) {
+		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO) * l.factor(x, q.Now); c < best && c < now*(1-gain) {
 			best, at = c, x
 		}
 	}
@@ -170,6 +173,40 @@ func (l *lean) measured(step *perf.Step, m *perf.Stream) {
 	}
 	told := step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2))
 	m.Work = min(max((1-pure/tpot)*n/m.Rate, told), meterMost*told)
+}
+
+// offset is by how much the mean times that are predicted of requests were off.
+type offset struct {
+	factor float64 // measured over predicted
+	at     fleet.Time
+}
+
+// kindOf tells fleets where some lean from those where none does: predictions of a
+// kind are off alike.
+func kindOf(prefills int) int { return min(prefills, 1) }
+
+// compare holds a predicted mean time to what it is by Little's law, the requests
+// that are inside over those that come per second.
+func (l *lean) compare(predicted, rate float64, now fleet.Time) {
+	measured := l.meter.inside / rate
+	if math.IsInf(predicted, 1) || measured <= 0 {
+		return
+	}
+	const most, gain = 1.5, 0.5
+	o := &l.off[kindOf(l.prefills)]
+	ratio := min(max(measured/predicted, 1/most), most)
+	if o.at == 0 || now.Sub(o.at) > leanOff {
+		o.factor = ratio
+	}
+	o.factor, o.at = o.factor+gain*(ratio-o.factor), now
+}
+
+// factor is what predictions for so many that lean are to be multiplied by.
+func (l *lean) factor(prefills int, now fleet.Time) float64 {
+	if o := &l.off[kindOf(prefills)]; o.at != 0 && now.Sub(o.at) <= leanOff {
+		return o.factor
+	}
+	return 1
 }
 
 // cost is the mean time of a request where x of n endpoints lean, longer by how far

@@ -9,6 +9,7 @@ type meter struct {
 	n        int        // arrivals
 	busy     float64    // share of those that lean that have a prompt to compute
 	decoding float64    // sequences that decode, at each of the others
+	inside   float64    // requests that are anywhere
 	splits   float64    // share of requests that are split
 }
 
@@ -27,8 +28,9 @@ func (t *meter) look(v *View, now fleet.Time, group []int, leans []bool) {
 	if now < t.from || len(group) == 0 {
 		return
 	}
-	prefills, busy, decoding := 0, 0, 0
+	prefills, busy, decoding, inside := 0, 0, 0, 0
 	for _, c := range group {
+		inside += v.Load[c].Decoding + v.Load[c].Ahead
 		switch {
 		case !leans[c]:
 			decoding += v.Load[c].Decoding
@@ -40,6 +42,7 @@ func (t *meter) look(v *View, now fleet.Time, group []int, leans []bool) {
 	}
 	t.n++
 	w := t.weight()
+	t.inside += w * (float64(inside) - t.inside)
 	if prefills > 0 {
 		t.busy += w * (float64(busy)/float64(prefills) - t.busy)
 	}
