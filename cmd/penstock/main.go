@@ -16,17 +16,19 @@ import (
 
 // cli is the whole command line.
 type cli struct {
-	Up       upCmd       `cmd:"" help:"Serve at once: a gateway before a simulated fleet, or before real engines with --config or --endpoints."`
-	Gateway  gatewayCmd  `cmd:"" help:"Serve real engines."`
-	Engine   engineCmd   `cmd:"" help:"Run one simulated engine alone."`
-	Bench    benchCmd    `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
-	Profile  profileCmd  `cmd:"" help:"Find out how fast a live server is, and write it down for its siblings."`
-	Simulate simulateCmd `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
-	Explain  explainCmd  `cmd:"" help:"Tell why a request went where it did, and what happened."`
-	Status   statusCmd   `cmd:"" help:"Show the pools and endpoints of a running gateway."`
-	KV       kvCmd       `cmd:"" name:"kv" help:"See and manage what engines have cached."`
-	Check    checkCmd    `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Up        upCmd        `cmd:"" help:"Serve at once: a gateway before a simulated fleet, or before real engines with --config or --endpoints."`
+	Gateway   gatewayCmd   `cmd:"" help:"Serve real engines."`
+	Engine    engineCmd    `cmd:"" help:"Run one simulated engine alone."`
+	Bench     benchCmd     `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
+	Profile   profileCmd   `cmd:"" help:"Find out how fast a live server is, and write it down for its siblings."`
+	Simulate  simulateCmd  `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
+	Explain   explainCmd   `cmd:"" help:"Tell why a request went where it did, and what happened."`
+	Status    statusCmd    `cmd:"" help:"Show the pools and endpoints of a running gateway."`
+	Top       topCmd       `cmd:"" help:"Watch a running gateway: endpoints, queues, and the KV moved between them."`
+	Transfers transfersCmd `cmd:"" help:"See the KV that engines hand over to each other, and give transfers up."`
+	KV        kvCmd        `cmd:"" name:"kv" help:"See and manage what engines have cached."`
+	Check     checkCmd     `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // streams are what a verb has of the process: where it writes, results to Out

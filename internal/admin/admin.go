@@ -32,7 +32,9 @@ type Options struct {
 	Fleet   Fleet
 	Feeds   Feeds
 	Caches  Caches // nil where nothing can be done about them
-	Reload  func() ReloadState
+	// Transfers tells of the KV that engines hand over; nil where nobody keeps account.
+	Transfers Transfers
+	Reload    func() ReloadState
 	// RegisterToken lets engines register themselves; "" lets nobody.
 	RegisterToken string
 	// Token, when set, must come as a bearer token with every request. Without
@@ -74,6 +76,8 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /api/kv", a.kvStatus)
 	mux.HandleFunc("GET /api/kv/state", a.kvState)
 	a.registerCaches(mux)
+	mux.HandleFunc("GET /api/transfers", a.transfers)
+	mux.HandleFunc("POST /api/transfers/{id}/abort", a.abortTransfer)
 	mux.HandleFunc("POST /api/endpoints", a.putEndpoint)
 	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}", a.deleteEndpoint)
 	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/drain", a.drainEndpoint)
@@ -148,6 +152,8 @@ POST /api/kv/prefetch      {…,"endpoints":["NAME"]|["all"],"copies"}: have it 
 GET, POST /api/kv/pins     what is kept cached; DELETE /api/kv/pins/{id} (?pool=NAME)
 POST /api/kv/clear         {"pool","endpoints":["NAME"]|["all"]}: empty caches
 GET, PUT /api/kv/quotas    {"pool","default","tenants":{}}: tokens kept by tenant (?pool=NAME)
+GET /api/transfers         KV handed over between engines: pairs, tickets, links (?tickets=N)
+POST /api/transfers/{id}/abort             {"reason"}: give one up; its request is served elsewhere
 POST /api/endpoints        {"pool","url","name","lease","ranks","rankMode"}: add one, or renew its lease
 DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
 POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again
@@ -204,6 +210,8 @@ type RankStatus struct {
 type EndpointStatus struct {
 	Name        string   `json:"name"`
 	URL         string   `json:"url,omitempty"`
+	Role        string   `json:"role"`
+	Lean        string   `json:"lean,omitempty"` // of one that can do both, what it is used for at present
 	Health      string   `json:"health"`
 	Draining    bool     `json:"draining"`
 	NextProbeMs float64  `json:"nextProbeMs,omitempty"`
@@ -222,6 +230,18 @@ type EndpointStatus struct {
 	Speed       *Speed   `json:"speed"` // null when nothing is believed of it
 
 	Rank *RankStatus `json:"dataParallel,omitempty"`
+	Wire *WireStatus `json:"kvLink,omitempty"` // nil where KV does not leave it
+	// Turning tells of a change of role under way; nil where there is none.
+	Turning *Turning `json:"turning,omitempty"`
+}
+
+// WireStatus is what a pool believes of the link by which an endpoint hands KV
+// over, and what stands before it.
+type WireStatus struct {
+	LatencyMs  float64 `json:"latencyMs"`
+	PerTokenUs float64 `json:"perTokenUs"`
+	QueueMs    float64 `json:"queueMs"`                 // until what is asked of it already has left
+	Barred     int     `json:"cannotUseKVOf,omitempty"` // endpoints of the same connector
 }
 
 // Speed is what is believed of an endpoint's step time, in milliseconds, and how
@@ -263,11 +283,18 @@ func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
 
 func endpointStatus(at live.Endpoint, e fleet.EndpointState) EndpointStatus {
 	s := EndpointStatus{
-		Name: at.Name, URL: at.URL, Rank: rankStatus(at.Rank), Health: e.Health, Draining: e.Draining, NextProbeMs: obs.Millis(e.EjectedFor), InFlight: e.InFlight, External: e.External,
+		Name: at.Name, URL: at.URL, Role: e.Role.String(), Rank: rankStatus(at.Rank), Health: e.Health, Draining: e.Draining, NextProbeMs: obs.Millis(e.EjectedFor), InFlight: e.InFlight, External: e.External,
 		Backlog: int(e.Backlog), Active: int(e.Active), Cached: int(e.Cached), KVTokens: int(e.Limits.KVTokens),
 		Attempts: e.Requests, FailedCount: e.Failures,
 	}
 	s.Speed = speedOf(e.Speed)
+	if e.Lean != fleet.RoleBoth {
+		s.Lean = e.Lean.String()
+	}
+	if w := e.Wire; w != (fleet.Link{}) {
+		const ms, us = 1e3, 1e6
+		s.Wire = &WireStatus{LatencyMs: w.Latency * ms, PerTokenUs: w.PerToken * us, QueueMs: obs.Millis(e.Asked), Barred: e.Barred}
+	}
 	if e.SampleAge >= 0 {
 		s.SampleAgeMs = new(obs.Millis(e.SampleAge))
 	}

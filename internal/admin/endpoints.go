@@ -121,3 +121,13 @@ func (a *adminPort) change(w http.ResponseWriter, err error) {
 	}
 	reply(w, http.StatusOK, map[string]string{"result": "ok"})
 }
+
+// Turning is a change of an endpoint's role: it takes nothing new until what it has
+// in the old role has ended, or the time for that is up.
+type Turning struct {
+	From  string    `json:"from"`
+	To    string    `json:"to"`
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+	Open  int       `json:"open"` // requests it still has in the old role
+}

@@ -129,6 +129,9 @@ func Start(o Options) (*App, error) {
 	a.metrics = obs.NewMetrics(o.Version, a.fleet.all, a.fleet.counted)
 	a.ring = obs.NewRing(obs.RingBytes, a.fleet.endpointName)
 	a.ring.Why = a.exchange.why
+	if a.exchange != nil {
+		a.metrics.CollectTransfers(a.exchange.counted)
+	}
 	if a.metricsPort, err = openMetricsPort(o.MetricsListen); err == nil {
 		a.telemetry, err = obs.StartTelemetry(a.loops, o.Version, a.log)
 	}
@@ -197,8 +200,13 @@ func (a *App) serve(publicL, adminL net.Listener, secure *tls.Config) {
 		Fleet:     a.fleet, Client: a.client, ClientFor: a.fleet.client, Trace: a.trace(), Limits: a.o.Config.Limits.GatewayLimits(), Policy: a.o.Config.Policy(), Log: a.log,
 		Observe: func(x *gateway.Access) { observer.Observe(x); a.reloader.observe(x) },
 	})
+	var told admin.Transfers
+	if a.exchange != nil {
+		told = a.exchange
+	}
 	adminHandler := admin.New(admin.Options{
-		Version: a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),
+		Transfers: told,
+		Version:   a.o.Version, Started: a.started, Pools: a.fleet.infos, Ring: a.ring, Metrics: a.metrics.Handler(),
 		Ready: a.gateway.Ready, Token: a.o.AdminToken, Fleet: a.fleet, Feeds: a.fleet, Caches: manager{a}, Reload: a.reloader.State, RegisterToken: a.o.RegisterToken,
 	})
 	errorLog := slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)

@@ -245,3 +245,13 @@ func (l *Links) List() []State {
 	slices.SortFunc(list, func(a, b State) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To)) })
 	return list
 }
+
+// State returns what is believed of one link; of one that nothing has moved over,
+// the prior.
+func (l *Links) State(from, to string) State {
+	k, ok := l.pairs[pair{from, to}]
+	if !ok {
+		k = newLink(l.prior)
+	}
+	return State{from, to, k.latency, 1 / k.perByte, k.samples, math.Expm1(k.spread)}
+}

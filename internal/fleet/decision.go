@@ -121,6 +121,7 @@ type EndpointState struct {
 	ID         EndpointID
 	Gen        Gen
 	Role       Role
+	Lean       Role // of one that can do both, what it is used for at present; RoleBoth for either
 	Limits     Limits
 	Draining   bool
 	Health     string        // healthy, ejected or trial
@@ -134,9 +135,12 @@ type EndpointState struct {
 	Cached     Tokens        // tokens believed cached on its GPU
 	Cache      CacheState
 	Speed      Speed
-	Requests   uint64 // attempts dispatched
-	Failures   uint64 // attempts failed
-	Shadowed   uint64 // attempts the shadow policy would have dispatched
+	Wire       Link          // how fast KV is believed to leave for another endpoint; zero where it cannot
+	Asked      time.Duration // until what is asked of that link already has left
+	Barred     int           // endpoints whose KV it cannot use though their connector is the same
+	Requests   uint64        // attempts dispatched
+	Failures   uint64        // attempts failed
+	Shadowed   uint64        // attempts the shadow policy would have dispatched
 }
 
 // Snapshot is the state of one pool at one instant.

@@ -149,6 +149,7 @@ type poolCollector struct {
 
 var (
 	descState        = prometheus.NewDesc("penstock_pool_requests_total", "Requests by what became of them; arrived is all of them.", []string{"pool", "state"}, nil)
+	descPlans        = prometheus.NewDesc("penstock_pool_attempts_total", "Attempts dispatched to one endpoint (whole) and to two (split).", []string{"pool", "plan"}, nil)
 	descShadow       = prometheus.NewDesc("penstock_shadow_decisions_total", "Placements a shadow policy decided too: all, and those it would have sent elsewhere.", []string{"pool", "decided"}, nil)
 	descShadowTokens = prometheus.NewDesc("penstock_shadow_tokens_total", "Prompt tokens believed cached where requests went (live), where the shadow policy would have sent them (shadow), and all prompt tokens (prompt).", []string{"pool", "kind"}, nil)
 	descShadowed     = prometheus.NewDesc("penstock_shadow_endpoint_attempts_total", "Attempts the shadow policy would have dispatched, by endpoint: its hot spots.", []string{"pool", "endpoint"}, nil)
@@ -174,7 +175,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *poolCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts,
+		descPlans, descShadow, descShadowTokens, descShadowed, descState, descQueued, descOpen, descInFlight, descBacklog, descActive, descCached, descFit, descAge, descKnown, descSent, descFailed, descFactor, descSaturation, descSlow, descError, descLessons, descDrifts,
 		descBlocks, descBlockBytes, descBlocksEvicted, descFeed, descWhole, descDemoted, descTier, descLag, descAudit, descAudits, descUnconfirmed, descBatches, descDropped, descFound, descMissing,
 	} {
 		ch <- d
@@ -197,6 +198,8 @@ func (c *poolCollector) Collect(ch chan<- prometheus.Metric) {
 		} {
 			count(descState, n, p.Name(), state)
 		}
+		count(descPlans, y.Whole, p.Name(), "whole")
+		count(descPlans, y.Split, p.Name(), "split")
 		s, shadowed := p.Shadow()
 		if shadowed {
 			count(descShadow, s.Decisions, p.Name(), "all")

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/exchange"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/live"
@@ -40,11 +41,17 @@ func TestReferenceIsCurrent(t *testing.T) {
 	ticket.FirstToken()
 	ticket.Done(fleet.Usage{Known: true, Prompt: 100, Output: 100})
 	p.Sampled(e, p.Now(), fleet.Gauges{}, fleet.FailNone)
+	transfers := func() Transfers {
+		f := exchange.Flow{Source: "e1", Consumer: "e2", Failed: map[fleet.Failure]uint64{fleet.FailStream: 1}}
+		one := map[string]int{"x": 1}
+		return Transfers{Flows: []exchange.Flow{f}, Links: []exchange.State{{}}, Instances: one, Barred: one, Refused: map[string]uint64{"x": 1}}
+	}
 	counted := func(string) Counted {
 		by, one := map[string]map[string]uint64{"e1": {"x": 1}}, map[string]uint64{"x": 1}
 		return Counted{Batches: by, Dropped: by, Found: one, Missing: one}
 	}
 	m := NewMetrics("test", func() []*live.Pool { return []*live.Pool{p} }, counted)
+	m.CollectTransfers(transfers)
 	a := access("a", 2)
 	a.Decisions = ticket.Decisions()
 	a.TTFT, a.Total, a.Usage.Output = time.Millisecond, time.Second, 100

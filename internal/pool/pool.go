@@ -179,6 +179,11 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.deps.KV.Held(i), Cache: b.deps.KV.Standing(i),
 			Requests: e.dispatched, Failures: e.failed, Shadowed: e.shadowed,
 		}
+		link, asked := b.deps.Wires.Look(b.now, i)
+		s.Wire, s.Asked, s.Barred = link, seconds(asked), len(e.barred)
+		if l, ok := b.deps.Policy.(route.Leaner); ok && e.Role == fleet.RoleBoth && e.Connector != 0 {
+			s.Lean = l.Leans(i)
+		}
 		if b.deps.Health.State(i) == health.Ejected && b.deps.Health.NextProbe(i) != fleet.Never {
 			s.EjectedFor = max(b.deps.Health.NextProbe(i).Sub(b.now), 0)
 		}

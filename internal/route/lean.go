@@ -265,3 +265,14 @@ func (l *lean) leave(slot int) {
 		l.is[slot] = false
 	}
 }
+
+// of returns what an endpoint that can do both leans to; RoleBoth where none lean.
+func (l *lean) of(slot int) fleet.Role {
+	switch {
+	case l.prefills == 0:
+		return fleet.RoleBoth
+	case slot < len(l.is) && l.is[slot]:
+		return fleet.RolePrefill
+	}
+	return fleet.RoleDecode
+}

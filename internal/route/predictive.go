@@ -107,6 +107,9 @@ func room(scratch, used, given []int) []int {
 // Leave implements Leaver.
 func (p *predictive) Leave(slot int) { p.lean.leave(slot) }
 
+// Leans implements Leaner.
+func (p *predictive) Leans(slot int) fleet.Role { return p.lean.of(slot) }
+
 // bill is what a request is predicted to cost at one endpoint, in seconds.
 type bill struct {
 	s          *perf.Step

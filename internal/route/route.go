@@ -136,6 +136,10 @@ type Policy interface {
 // is void, since its endpoint has left or is a new process.
 type Leaver interface{ Leave(slot int) }
 
+// Leaner is a policy that has some of the endpoints that can do both lean to one
+// role. RoleBoth is of those that do not.
+type Leaner interface{ Leans(slot int) fleet.Role }
+
 // pickBest sets p.Chosen to the candidate with the highest score; ties go to
 // one of them at random, so that several gateways with equal views do not herd.
 // Candidates without a score are passed over; one must have one.

@@ -147,6 +147,9 @@ func (s *Server) nowLocked() fleet.Time {
 	return now
 }
 
+// Clock is a time of the book on the clock of the wall.
+func (s *Server) Clock(t fleet.Time) time.Time { return s.clock(t) }
+
 // clock is a time of the book on the clock of the wall.
 func (s *Server) clock(t fleet.Time) time.Time { return s.start.Add(time.Duration(t)).UTC() }
 
