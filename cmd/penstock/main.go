@@ -25,6 +25,7 @@ type cli struct {
 	Explain   explainCmd   `cmd:"" help:"Tell why a request went where it did, and what happened."`
 	Status    statusCmd    `cmd:"" help:"Show the pools and endpoints of a running gateway."`
 	Top       topCmd       `cmd:"" help:"Watch a running gateway: endpoints, queues, and the KV moved between them."`
+	Role      roleCmd      `cmd:"" help:"Give an endpoint another role, after what it has in its old one."`
 	Transfers transfersCmd `cmd:"" help:"See the KV that engines hand over to each other, and give transfers up."`
 	KV        kvCmd        `cmd:"" name:"kv" help:"See and manage what engines have cached."`
 	Check     checkCmd     `cmd:"" help:"Check a Fleet file, or replay a journal and compare."`

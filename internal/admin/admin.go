@@ -52,6 +52,8 @@ type PoolInfo struct {
 	BlockTokens int
 	// Undecided are servers whose ranks are not in the pool yet.
 	Undecided []Undecided
+	// Turning are the changes of role under way, by endpoint.
+	Turning map[string]Turning
 }
 
 // Undecided is a server of which it is not known yet how its data-parallel ranks
@@ -82,6 +84,8 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}", a.deleteEndpoint)
 	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/drain", a.drainEndpoint)
 	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}/drain", a.undrainEndpoint)
+	mux.HandleFunc("POST /api/endpoints/{pool}/{name}/role", a.setRole)
+	mux.HandleFunc("DELETE /api/endpoints/{pool}/{name}/role", a.clearRole)
 	mux.Handle("GET /metrics", o.Metrics)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -157,6 +161,7 @@ POST /api/transfers/{id}/abort             {"reason"}: give one up; its request 
 POST /api/endpoints        {"pool","url","name","lease","ranks","rankMode"}: add one, or renew its lease
 DELETE /api/endpoints/{pool}/{name}        take it out (?drain=30s)
 POST /api/endpoints/{pool}/{name}/drain    nothing new for it; DELETE lets it serve again
+POST /api/endpoints/{pool}/{name}/role     {"role","timeout"}: another role, after a drain; DELETE: as its source says
 POST /api/register         the same as POST /api/endpoints, for engines with --register-token
 GET /metrics               Prometheus
 GET /healthz, /readyz
@@ -274,7 +279,11 @@ func (a *adminPort) status(w http.ResponseWriter, _ *http.Request) {
 		p.Pool.View(&snap)
 		for _, e := range snap.Endpoints {
 			at, _ := p.Pool.Endpoint(e.ID)
-			ps.Endpoints = append(ps.Endpoints, endpointStatus(at, e))
+			es := endpointStatus(at, e)
+			if t, turning := p.Turning[at.Name]; turning {
+				es.Turning = &t
+			}
+			ps.Endpoints = append(ps.Endpoints, es)
 		}
 		s.Pools = append(s.Pools, ps)
 	}

@@ -3,6 +3,7 @@ package admin
 import (
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,6 +22,10 @@ type Fleet interface {
 	// HoldEndpoint gives an endpoint, or all ranks of a server, nothing new, whatever
 	// the source, or lets it serve again.
 	HoldEndpoint(pool, name string, on bool) error
+	// SetRole gives an endpoint, or all ranks of a server, another role, through a
+	// drain that takes at most wait (0: the pool's own time); "" is what its source
+	// says.
+	SetRole(pool, name, role string, wait time.Duration) error
 }
 
 // ReloadState tells how the last reload of the Fleet file went.
@@ -128,6 +133,43 @@ type Turning struct {
 	From  string    `json:"from"`
 	To    string    `json:"to"`
 	Since time.Time `json:"since"`
-	Until time.Time `json:"until"`
-	Open  int       `json:"open"` // requests it still has in the old role
+	Until time.Time `json:"until"` // zero while it cannot begin
+	// Draining is false while nobody else could answer requests.
+	Draining bool `json:"draining"`
+	Open     int  `json:"open"` // requests it still has in the old role
+}
+
+// roleRequest is the body of POST …/role.
+type roleRequest struct {
+	Role    string `json:"role"`
+	Timeout string `json:"timeout"` // a duration such as 5m
+}
+
+func (a *adminPort) setRole(w http.ResponseWriter, r *http.Request) {
+	var req roleRequest
+	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	err := d.Decode(&req)
+	wait := time.Duration(0)
+	if err == nil && req.Timeout != "" {
+		if wait, err = time.ParseDuration(req.Timeout); err == nil && wait <= 0 {
+			err = fmt.Errorf("timeout: must be positive, is %v", wait)
+		}
+	}
+	if err == nil && req.Role == "" {
+		err = errors.New("role: must be both, prefill or decode")
+	}
+	if err != nil {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("the body must be {\"role\":…, \"timeout\":\"5m\"}: %v", err))
+		return
+	}
+	if err := a.o.Fleet.SetRole(r.PathValue("pool"), r.PathValue("name"), req.Role, wait); err != nil {
+		fail(w, http.StatusConflict, err.Error())
+		return
+	}
+	reply(w, http.StatusOK, map[string]string{"result": "ok"})
+}
+
+func (a *adminPort) clearRole(w http.ResponseWriter, r *http.Request) {
+	a.change(w, a.o.Fleet.SetRole(r.PathValue("pool"), r.PathValue("name"), "", 0))
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/discovery"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/live"
 )
 
@@ -26,13 +27,17 @@ type members struct {
 	leaving sync.WaitGroup // and those whose ranks are being found
 	finder  rankFinder
 
-	mu      sync.Mutex
-	target  func(discovery.Endpoint) live.Target
-	drain   time.Duration
-	wanted  map[string][]discovery.Endpoint // by source
-	held    map[string]bool                 // drained by an operator, to stay
-	current map[string]*member              // by name
-	found   map[ranked]*finding
+	mu     sync.Mutex
+	target func(discovery.Endpoint) live.Target
+	drain  time.Duration
+	wanted map[string][]discovery.Endpoint // by source
+	held   map[string]bool                 // drained by an operator, to stay
+	// roles are those that an operator has given, and patience how long what is open in
+	// the old ones may take.
+	roles    map[string]fleet.Role
+	patience map[string]time.Duration
+	current  map[string]*member // by name
+	found    map[ranked]*finding
 	// lookEvery is the time between two looks at ranks.
 	lookEvery time.Duration
 }
@@ -42,12 +47,13 @@ type member struct {
 	endpoint live.Endpoint
 	unwatch  context.CancelFunc
 	deadline time.Time // when it is forgotten; zero while it is wanted
+	turning  *turn     // to another role; nil for none
 }
 
 func newMembers(ctx context.Context, p *live.Pool, finder rankFinder, log *slog.Logger, watch func(context.Context, live.Endpoint)) *members {
 	return &members{
 		pool: p, log: log, watch: watch, ctx: ctx, finder: finder, found: map[ranked]*finding{}, lookEvery: rankEvery,
-		wanted: map[string][]discovery.Endpoint{}, held: map[string]bool{}, current: map[string]*member{},
+		wanted: map[string][]discovery.Endpoint{}, held: map[string]bool{}, roles: map[string]fleet.Role{}, patience: map[string]time.Duration{}, current: map[string]*member{},
 	}
 }
 
@@ -97,8 +103,9 @@ func (m *members) hold(name string, on bool) error {
 		if m.held[full] = on; on {
 			m.pool.Drain(mem.endpoint)
 		} else {
-			delete(m.held, full)
-			mem.endpoint = m.pool.Add(mem.endpoint.Target)
+			if delete(m.held, full); mem.turning == nil || !mem.turning.draining {
+				mem.endpoint = m.pool.Add(mem.endpoint.Target)
+			}
 		}
 	}
 	if !known {
@@ -137,7 +144,7 @@ func (m *members) reconcileLocked(drain time.Duration) {
 	}
 	for name, mem := range m.current {
 		if _, ok := want[name]; !ok && mem.deadline.IsZero() {
-			mem.deadline = time.Now().Add(drain)
+			mem.deadline, mem.turning = time.Now().Add(drain), nil
 			m.pool.Drain(mem.endpoint)
 			m.log.Info("endpoint leaves", "endpoint", name, "drain", drain)
 			m.leaving.Go(func() { m.leave(name, mem) })
@@ -147,15 +154,31 @@ func (m *members) reconcileLocked(drain time.Duration) {
 
 // takeOnLocked makes name one of the pool's endpoints, as t says.
 func (m *members) takeOnLocked(name string, t live.Target) {
+	if r, given := m.roles[name]; given {
+		t.Role = r
+	}
 	mem := m.current[name]
 	switch {
 	case mem == nil:
 		mem = &member{}
 		m.current[name] = mem
 		m.log.Info("endpoint comes", "endpoint", name, "url", t.URL)
-	case mem.endpoint.Target == t && mem.deadline.IsZero():
+	case mem.deadline.IsZero() && mem.endpoint.Target == t:
+		m.stayLocked(name, mem)
 		return
-	default:
+	case mem.deadline.IsZero() && mem.turning != nil && mem.turning.to == t:
+		return
+	case mem.deadline.IsZero() && mem.endpoint.Role != t.Role && mem.endpoint.URL == t.URL && mem.endpoint.Rank == t.Rank:
+		m.turnLocked(name, mem, t)
+		return
+	}
+	mem.turning = nil
+	m.takeLocked(name, mem, t)
+}
+
+// takeLocked makes a member what t says, at once.
+func (m *members) takeLocked(name string, mem *member, t live.Target) {
+	if mem.unwatch != nil {
 		mem.unwatch()
 	}
 	mem.deadline = time.Time{}
@@ -193,6 +216,8 @@ func (m *members) leave(name string, mem *member) {
 			m.pool.Remove(mem.endpoint)
 			delete(m.current, name)
 			delete(m.held, name)
+			delete(m.roles, name)
+			delete(m.patience, name)
 			m.mu.Unlock()
 			m.log.Info("endpoint is gone", "endpoint", name, "open", open)
 			return

@@ -71,7 +71,7 @@ func (t *table) all() []*live.Pool {
 func (t *table) infos() []admin.PoolInfo {
 	var all []admin.PoolInfo
 	for _, s := range t.pools() {
-		info := admin.PoolInfo{Pool: s.pool, Policy: s.policy(), BlockTokens: s.feeds.Space().Block, Undecided: s.members.undecided()}
+		info := admin.PoolInfo{Pool: s.pool, Policy: s.policy(), BlockTokens: s.feeds.Space().Block, Undecided: s.members.undecided(), Turning: s.members.turnings()}
 		for _, m := range s.list() {
 			info.Models = append(info.Models, m.ID)
 		}
