@@ -107,8 +107,11 @@ func judge(endpoints []live.Endpoint, is map[fleet.EndpointID]*exchange.Instance
 			if p.ID == d.ID || pi == nil || di == nil || pi.ID == di.ID || p.Transfer.Connector == "" || p.Transfer.Connector != d.Transfer.Connector {
 				continue
 			}
-			v := exchange.Judge(pi, di)
 			splits := p.Role.Prefills() && d.Role.Decodes()
+			if !splits && !(p.Transfer.Pulls && d.Role.Decodes()) {
+				continue // nobody would have them exchange anything
+			}
+			v := exchange.Judge(pi, di)
 			at := slices.IndexFunc(v.Hard, func(r exchange.Reason) bool { return splits || r.Field != "role" })
 			if at >= 0 {
 				b.by[d.ID] = append(b.by[d.ID], p.ID)
