@@ -55,7 +55,7 @@ func (c *topCmd) Run(ctx context.Context, s streams) error {
 	if c.Every < 100*time.Millisecond {
 		return fmt.Errorf("--every must be at least 100ms, is %v", c.Every)
 	}
-	clear := !c.Once && !c.JSON && isTerminal(s.Out)
+	wipe := !c.Once && !c.JSON && isTerminal(s.Out)
 	tick := time.NewTicker(c.Every)
 	defer tick.Stop()
 	for {
@@ -66,7 +66,7 @@ func (c *topCmd) Run(ctx context.Context, s streams) error {
 		case err != nil:
 			return err
 		}
-		if err := c.show(s.Out, v, clear); err != nil || c.Once {
+		if err := c.show(s.Out, v, wipe); err != nil || c.Once {
 			return err
 		}
 		select {
@@ -124,7 +124,7 @@ func (c *topCmd) look(ctx context.Context) (*topView, error) {
 }
 
 // show writes one look, in one go.
-func (c *topCmd) show(w io.Writer, v *topView, clear bool) error {
+func (c *topCmd) show(w io.Writer, v *topView, wipe bool) error {
 	var b bytes.Buffer
 	switch {
 	case c.JSON:
@@ -132,7 +132,7 @@ func (c *topCmd) show(w io.Writer, v *topView, clear bool) error {
 			return err
 		}
 	default:
-		if clear {
+		if wipe {
 			b.WriteString("\x1b[H\x1b[2J") // home, and nothing on the screen
 		}
 		printTop(&b, v, time.Now())
