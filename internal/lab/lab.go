@@ -65,7 +65,8 @@ type Scene struct {
 	Spread   float64 // replicas are up to so much faster or slower than their variant
 	Scrape   time.Duration
 	Hop      time.Duration
-	Gateways int // 0 is one; see sim.Config
+	Gateways int  // 0 is one; see sim.Config
+	Tokens   bool // has the times between tokens measured; see sim.Config
 	Faults   []sim.Fault
 	Events   *sim.Events // what engines publish of their caches; nil for nothing
 	Targets  sim.Targets
@@ -148,7 +149,7 @@ func (s *Scene) Run(ctx context.Context, c Cell) (*sim.Result, error) {
 // config is what a cell is simulated with.
 func (s *Scene) config(c Cell) sim.Config {
 	cfg := sim.Config{
-		Pool: s.Pool, Gateways: s.Gateways, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Events: s.Events, Targets: s.Targets,
+		Pool: s.Pool, Gateways: s.Gateways, Seed: c.Seed, Scrape: s.Scrape, Hop: s.Hop, Faults: s.Faults, Events: s.Events, Targets: s.Targets, Tokens: s.Tokens,
 	}
 	if c.Policy != s.Pool.Policy.Name { // that of the pool has its weights
 		cfg.Pool.Policy = route.Spec{Name: c.Policy}

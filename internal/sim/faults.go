@@ -160,7 +160,7 @@ func (r *run) boot(i int) error {
 		limits := r.c.Replicas[m].Limits
 		configs[k] = enginesim.Config{
 			Physics: r.engines[m].physics, KVTokens: limits.KVTokens, MaxSeqs: limits.MaxSeqs, BudgetTokens: limits.BudgetTokens,
-			Offload: r.c.Replicas[m].Offload, Events: r.c.Events != nil,
+			Offload: r.c.Replicas[m].Offload, Events: r.c.Events != nil, EveryToken: r.c.Tokens,
 		}
 	}
 	var rank func(int) *enginesim.Engine

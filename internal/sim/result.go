@@ -19,6 +19,7 @@ type Result struct {
 	MovedTokens                    int64 // between replicas
 	Good                           int   // done within the targets
 	TTFT, TPOT, E2E                stat.Hist
+	ITL                            stat.Hist // between two tokens of an answer, with Config.Tokens
 	TTFTError, TPOTError           stat.Hist // |predicted/measured - 1| of what was predicted at dispatch, in millionths
 	PromptTokens, CachedTokens     int64     // of requests that had a first token
 	CachedCPU, CachedDisk          int64     // of those, loaded from slower tiers

@@ -59,6 +59,9 @@ type Config struct {
 	// Timeout is how long clients wait for the end of an answer; 0 is for ever.
 	Timeout time.Duration
 	Ended   func(Outcome) // hears of each request at its end; nil for nobody
+	// Tokens has every token looked at as it comes, for Result.ITL; it takes a
+	// simulation several times as long.
+	Tokens bool
 	// Journal, when set, records the first brain's life as a gateway would. Its
 	// writer keeps the first error.
 	Journal *pool.Recorder

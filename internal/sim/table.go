@@ -25,8 +25,9 @@ type request struct {
 	cached   fleet.Tokens  // prompt tokens that the engine had
 	ttft     time.Duration // predicted at its last dispatch; 0 unknown
 	tpot     time.Duration
-	chain    []uint64 // of the prompt, as engines key it; nil before it is needed
-	done     bool     // the whole answer has come
+	chain    []uint64   // of the prompt, as engines key it; nil before it is needed
+	last     fleet.Time // when its last token came, with Config.Tokens
+	done     bool       // the whole answer has come
 }
 
 // table holds the requests that are open, so that memory follows what is in

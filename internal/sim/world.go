@@ -139,6 +139,12 @@ func (r *run) report(k int, o enginesim.Output) {
 		return
 	}
 	seen := o.At.Add(r.c.Hop)
+	if r.c.Tokens {
+		if !o.First {
+			r.res.ITL.Observe(int64(o.At.Sub(q.last)))
+		}
+		q.last = o.At
+	}
 	leg := pool.Leg{Req: o.Req, Attempt: q.attempt}
 	if o.First {
 		if q.first = max(seen, 1); q.stage == stageWhole {

@@ -85,8 +85,6 @@ func mean(results []*sim.Result, of func(*sim.Result) float64) float64 {
 
 func ttft(r *sim.Result) float64 { return r.TTFT.Mean() * 1e-9 }
 func e2e(r *sim.Result) float64  { return r.E2E.Mean() * 1e-9 }
-func tpot(r *sim.Result) float64 { return r.TPOT.Mean() * 1e-9 }
-func good(r *sim.Result) float64 { return float64(r.Good) / float64(r.Arrived) }
 
 // serving is how a model of the catalogue is served on an accelerator.
 func serving(model, accelerator string, tp int) (catalog.Serving, error) {
