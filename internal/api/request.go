@@ -131,6 +131,10 @@ func (r *Request) field(s *scanner, key []byte, sh *shape) *FieldError {
 			return stringField(s, "previous_response_id", &r.Previous)
 		}
 	}
+	if carries(key) && s.peek() == '{' {
+		r.places.inside(s)
+		return nil
+	}
 	if sh.lead != "" && string(key) == sh.lead {
 		r.Lead, r.leadMark = s.marked()
 		return nil

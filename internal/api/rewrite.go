@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 	"unicode/utf8"
@@ -17,6 +18,12 @@ type places struct {
 	salt  span
 	strip []span
 
+	cuts
+}
+
+// cuts is where in an object the walk is, between members that stay and members
+// that go.
+type cuts struct {
 	kept    bool // a member that stays has been seen
 	ends    int  // where the member before ended
 	control bool // the present member goes
@@ -25,14 +32,43 @@ type places struct {
 }
 
 // isControl reports whether a field is one with which gateways tell engines to
-// move KV, and from where. From clients these are taken out: they would make an
-// engine fetch from hosts of the client's choosing.
+// move KV or encoded images, and from where. From clients these are taken out: they
+// would make an engine fetch from hosts of the client's choosing.
 func isControl(key []byte) bool {
 	switch string(key) {
-	case "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room":
+	case "kv_transfer_params", "ec_transfer_params", "disagg_prefill_dp_rank":
+		return true
+	}
+	return bytes.HasPrefix(key, []byte("bootstrap_")) || bytes.HasPrefix(key, []byte("remote_"))
+}
+
+// carries reports whether a field is an object whose members engines take for
+// parameters of their own, those that move KV among them.
+func carries(key []byte) bool {
+	switch string(key) {
+	case "vllm_xargs", "sampling_params", "extra_args":
 		return true
 	}
 	return false
+}
+
+// inside walks an object that carries parameters, for those that go.
+func (p *places) inside(s *scanner) {
+	outer := p.cuts
+	it := s.object()
+	p.cuts = cuts{ends: s.i}
+	for it.next() {
+		key := plainKey(it.key)
+		p.member(key, it.at)
+		if carries(key) && s.peek() == '{' {
+			p.inside(s)
+		} else {
+			s.value()
+		}
+		p.valueEnds(s.i)
+	}
+	p.end()
+	p.cuts = outer
 }
 
 func (p *places) begin(open int) { p.open, p.ends = open, open }

@@ -22,6 +22,10 @@ func TestRewriteTouchesOnlyWhatChanges(t *testing.T) {
 		{"controls in a row", `{"bootstrap_host":"h","bootstrap_port":1,"model":"m","bootstrap_room":2,"kv_transfer_params":{},"prompt":"x"}`, "", "", `{"model":"m","prompt":"x"}`},
 		{"control behind an escape", `{"kv_transfer\u005fparams":{},"model":"m","prompt":"x"}`, "", "", `{"model":"m","prompt":"x"}`},
 		{"control within", `{"model":"m","prompt":"x","extra":{"kv_transfer_params":1}}`, "", "", `{"model":"m","prompt":"x","extra":{"kv_transfer_params":1}}`},
+		{"encoded images", `{"ec_transfer_params":{"h":{"peer_host":"evil"}},"model":"m","prompt":"x"}`, "", "", `{"model":"m","prompt":"x"}`},
+		{"by their prefixes", `{"model":"m","remote_host":"h","prompt":"x","bootstrap_anything":1}`, "", "", `{"model":"m","prompt":"x"}`},
+		{"in what engines take apart", `{"model":"m","vllm_xargs":{"kv_transfer_params":"{}","a":1},"prompt":"x","sampling_params":{"n":1,"extra_args":{"kv_transfer_params":{"remote_host":"h"}},"max":2}}`, "", "", `{"model":"m","vllm_xargs":{"a":1},"prompt":"x","sampling_params":{"n":1,"extra_args":{},"max":2}}`},
+		{"in there behind a comma", `{"vllm_xargs":{"a":[{}] , "kv_transfer\u005fparams" : 1 },"model":"m","prompt":"x"}`, "", "", `{"vllm_xargs":{"a":[{}] },"model":"m","prompt":"x"}`},
 		{"all at once", `{"kv_transfer_params":1,"model":"m","kv_transfer_params":2,"prompt":"x"}`, "n", "s", `{"cache_salt":"s","model":"n","prompt":"x"}`},
 	} {
 		r, err := Scan([]byte(c.body), Completion)
@@ -39,6 +43,7 @@ func TestRewriteTouchesOnlyWhatChanges(t *testing.T) {
 func FuzzRewrite(f *testing.F) {
 	f.Add([]byte(`{"kv_transfer_params":1,"model":"m","cache_salt":null,"prompt":"x","bootstrap_room":[]}`), "n", "s")
 	f.Add([]byte(`{ "bootstrap_host" : "h" , "model" : "m" }`), "", "")
+	f.Add([]byte(`{"sampling_params":{"extra_args":{"remote_host":1,"a":{}},"vllm_xargs":{"kv_transfer_params":2}},"model":"m"}`), "", "s")
 	f.Fuzz(func(t *testing.T, body []byte, model, salt string) {
 		r, err := Scan(body, Other)
 		if err != nil {
@@ -52,9 +57,7 @@ func FuzzRewrite(f *testing.F) {
 		if err := json.Unmarshal(out, &is); err != nil {
 			t.Fatalf("%s became %s: %v", body, out, err)
 		}
-		for _, k := range []string{"kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"} {
-			delete(was, k)
-		}
+		withoutControls(was)
 		if model != "" {
 			was["model"] = strings.ToValidUTF8(model, "\uFFFD")
 		}
@@ -71,6 +74,19 @@ func FuzzRewrite(f *testing.F) {
 			t.Fatalf("%s became %s", body, out)
 		}
 	})
+}
+
+// withoutControls takes out what clients may not set.
+func withoutControls(m map[string]any) {
+	for k, v := range m {
+		inner, object := v.(map[string]any)
+		switch {
+		case isControl([]byte(k)):
+			delete(m, k)
+		case object && carries([]byte(k)):
+			withoutControls(inner)
+		}
+	}
 }
 
 func TestRename(t *testing.T) {

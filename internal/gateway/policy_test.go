@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
 )
 
@@ -103,6 +104,40 @@ func TestTransferParamsOfClientsAreTakenOut(t *testing.T) {
 	r.do("POST", "/api/generate", `{"bootstrap_host":"evil","model":"m"}`)
 	if q := <-got; q.body != `{"model":"m"}` {
 		t.Errorf("the engine was asked %s", q.body)
+	}
+}
+
+// TestClientsDoNotSteer: no way in lets a client say where an engine fetches from,
+// neither in a body nor by a header.
+func TestClientsDoNotSteer(t *testing.T) {
+	e, got := recorder(t, anyJSON, wholeReply)
+	r := newRig(t, setup{policy: Policy{Trusted: loopback}}, e)
+	told := newRig(t, setup{policy: Policy{Trusted: loopback}, silent: engine.APIMessages}, e)
+	const steer = `"kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}},"ec_transfer_params":{"h":{"peer_host":"evil"}},` +
+		`"bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":2,"remote_host":"evil","vllm_xargs":{"kv_transfer_params":"evil"},` +
+		`"sampling_params":{"extra_args":{"kv_transfer_params":{"remote_host":"evil"}}},`
+	headers := map[string]string{
+		engine.PrefillerHeader: "evil:1", engine.SourceHeader: "evil:1", "X-Encoder-Hosts-Ports": "evil:1", engine.RankHeader: "7",
+	}
+	for _, c := range []struct {
+		path, prompt string
+		r            *rig
+	}{
+		{chatPath, `"messages":[]`, r}, {"/v1/completions", `"prompt":"x"`, r}, {"/v1/responses", `"input":"x"`, r},
+		{"/v1/messages", `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, r},
+		{"/v1/messages", `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, told},
+		{"/inference/v1/generate", `"token_ids":[1]`, r}, {"/generate", `"text":"x"`, r}, {"/v1/embeddings", `"input":"x"`, r},
+	} {
+		c.r.send("POST", c.path, `{`+steer+`"model":"m",`+c.prompt+`}`, headers)
+		q := <-got
+		if strings.Contains(q.body, "evil") {
+			t.Errorf("%s: the engine was asked %s", c.path, q.body)
+		}
+		for name := range headers {
+			if v := q.header.Get(name); v != "" {
+				t.Errorf("%s: the engine was told %s: %s", c.path, name, v)
+			}
+		}
 	}
 }
 
