@@ -113,22 +113,31 @@ func TestClientsDoNotSteer(t *testing.T) {
 	e, got := recorder(t, anyJSON, wholeReply)
 	r := newRig(t, setup{policy: Policy{Trusted: loopback}}, e)
 	told := newRig(t, setup{policy: Policy{Trusted: loopback}, silent: engine.APIMessages}, e)
-	const steer = `"kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}},"ec_transfer_params":{"h":{"peer_host":"evil"}},` +
-		`"bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":2,"remote_host":"evil","vllm_xargs":{"kv_transfer_params":"evil"},` +
-		`"sampling_params":{"extra_args":{"kv_transfer_params":{"remote_host":"evil"}}},`
+	const above = `"kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}},"ec_transfer_params":{"h":{"peer_host":"evil"}},` +
+		`"bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":2,"remote_host":"evil",`
+	// Within what has no counterpart in a chat, these keep a message from being told.
+	const steer = above + `"vllm_xargs":{"kv_transfer_params":"evil"},"sampling_params":{"extra_args":{"kv_transfer_params":{"remote_host":"evil"}}},`
 	headers := map[string]string{
 		engine.PrefillerHeader: "evil:1", engine.SourceHeader: "evil:1", "X-Encoder-Hosts-Ports": "evil:1", engine.RankHeader: "7",
 	}
 	for _, c := range []struct {
-		path, prompt string
-		r            *rig
+		path, steer, prompt string
+		r                   *rig
 	}{
-		{chatPath, `"messages":[]`, r}, {"/v1/completions", `"prompt":"x"`, r}, {"/v1/responses", `"input":"x"`, r},
-		{"/v1/messages", `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, r},
-		{"/v1/messages", `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, told},
-		{"/inference/v1/generate", `"token_ids":[1]`, r}, {"/generate", `"text":"x"`, r}, {"/v1/embeddings", `"input":"x"`, r},
+		{chatPath, steer, `"messages":[]`, r},
+		{"/v1/completions", steer, `"prompt":"x"`, r},
+		{"/v1/responses", steer, `"input":"x"`, r},
+		{"/v1/messages", steer, `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, r},
+		{"/v1/messages", above, `"max_tokens":4,"messages":[{"role":"user","content":"x"}]`, told},
+		{"/inference/v1/generate", steer, `"token_ids":[1]`, r},
+		{"/generate", steer, `"text":"x"`, r},
+		{"/v1/embeddings", steer, `"input":"x"`, r},
 	} {
-		c.r.send("POST", c.path, `{`+steer+`"model":"m",`+c.prompt+`}`, headers)
+		a := c.r.send("POST", c.path, `{`+c.steer+`"model":"m",`+c.prompt+`}`, headers)
+		if len(got) == 0 {
+			t.Errorf("%s: no engine was asked, and the client was answered %d %s", c.path, a.status, a.body)
+			continue
+		}
 		q := <-got
 		if strings.Contains(q.body, "evil") {
 			t.Errorf("%s: the engine was asked %s", c.path, q.body)

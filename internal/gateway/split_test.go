@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -42,65 +41,66 @@ func TestSidecarsAreTold(t *testing.T) {
 	}
 }
 
-// holding answers when its client leaves, which it tells.
-func holding(left chan<- string, name string) http.HandlerFunc {
-	return func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		<-r.Context().Done()
-		left <- name
-	}
+// refusesAfter answers 500 once another engine has been asked.
+func refusesAfter(t *testing.T, other *watched) string {
+	t.Helper()
+	return newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-other.began:
+		case <-r.Context().Done():
+		}
+		http.Error(w, "no", http.StatusInternalServerError)
+	})
 }
 
 // TestOneLegFails: of two legs that run at once the other one is cancelled when one
-// fails, and both when the client leaves.
+// fails. A prompt that fails costs the client nothing while the engine that answers
+// is well.
 func TestOneLegFails(t *testing.T) {
-	refusing := func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) }
-	for _, refuses := range []string{"p", "d"} {
-		t.Run(refuses, func(t *testing.T) {
-			left := make(chan string, 16)
-			urls := map[string]string{}
-			for _, name := range []string{"p", "d"} {
-				if name == refuses {
-					urls[name] = newEngine(t, refusing)
-				} else {
-					urls[name] = newEngine(t, holding(left, name))
-				}
+	t.Run("the prompt", func(t *testing.T) {
+		d := &watched{began: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
+		again := make(chan struct{})
+		d.url = newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-again:
+				_, _ = io.WriteString(w, wholeReply)
+			default:
+				close(again)
+				d.began <- struct{}{}
+				<-r.Context().Done()
+				d.gone <- struct{}{}
 			}
-			r := splitRig(t, engine.ConnectorMoRIIOWrite, urls["p"], urls["d"])
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				_, _ = r.try(ctx, "POST", chatPath, chatBody)
-			}()
-			if name := <-left; name == refuses {
-				t.Errorf("%s was cancelled", name)
-			}
-			cancel()
-			<-done
 		})
-	}
-	t.Run("client leaves", func(t *testing.T) {
-		left := make(chan string, 16)
-		arrived := make(chan struct{}, 16)
-		hold := func(name string) http.HandlerFunc {
-			h := holding(left, name)
-			return func(w http.ResponseWriter, r *http.Request) { arrived <- struct{}{}; h(w, r) }
+		r := splitRig(t, engine.ConnectorMoRIIOWrite, refusesAfter(t, d), d.url)
+		if a := r.do("POST", chatPath, chatBody); a.status != http.StatusOK || a.body != wholeReply {
+			t.Errorf("%d %s", a.status, a.body)
 		}
-		r := splitRig(t, engine.ConnectorSGLang, newEngine(t, hold("p")), newEngine(t, hold("d")))
-		ctx, cancel := context.WithCancel(t.Context())
+		wait(t, "the leg that would have answered to be cancelled", d.gone)
+	})
+	t.Run("the answer", func(t *testing.T) {
+		p := newWatched(t, nil)
+		r := splitRig(t, engine.ConnectorMoRIIOWrite, p.url, refusesAfter(t, p))
+		if a := r.do("POST", chatPath, chatBody); a.status < 500 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		wait(t, "the leg that computes the prompt to be cancelled", p.gone)
+	})
+	t.Run("the client", func(t *testing.T) {
+		p, d := newWatched(t, nil), newWatched(t, nil)
+		r := splitRig(t, engine.ConnectorSGLang, p.url, d.url)
+		ctx, leave := context.WithCancel(t.Context())
+		defer leave()
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			_, _ = r.try(ctx, "POST", chatPath, chatBody)
 		}()
-		<-arrived
-		<-arrived
-		cancel()
-		if got := fmt.Sprint(len(<-left) + len(<-left)); got != "2" {
-			t.Error(got)
-		}
-		<-done
+		wait(t, "the leg that computes the prompt", p.began)
+		wait(t, "the leg that answers", d.began)
+		leave()
+		wait(t, "the leg that computes the prompt to be cancelled", p.gone)
+		wait(t, "the leg that answers to be cancelled", d.gone)
+		wait(t, "the client", done)
 	})
 }
 
@@ -124,6 +124,7 @@ func TestHitThreshold(t *testing.T) {
 			answers := make(chan string, 2)
 			answers <- c.first
 			answers <- c.then
+			close(answers)
 			d := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
 				body, _ := io.ReadAll(r.Body)
 				a := <-answers
