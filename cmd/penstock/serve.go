@@ -165,7 +165,7 @@ type upCmd struct {
 	Replicas    int             `default:"4" help:"Simulated engines."`
 	Prefill     int             `placeholder:"N" help:"Engines that only compute prompts for others; with --decode, instead of --replicas."`
 	Decode      int             `placeholder:"N" help:"Engines that take prompts over and answer."`
-	Connector   string          `placeholder:"NAME" help:"How these hand KV over: nixl, nixl-push, mooncake, shared or offload (vLLM), sglang (default nixl)."`
+	Connector   string          `placeholder:"NAME" help:"How engines hand KV over: nixl, nixl-push, mooncake, shared or offload (vLLM), sglang (default nixl, where --prefill is given). With offload they also fetch from each other what is cached."`
 	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
 	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
 	Slow        map[int]float64 `placeholder:"I=X" help:"Make engine I (from 0) X times slower than its equals; repeat for more: --slow 3=1.2."`
@@ -184,6 +184,7 @@ func (upCmd) Help() string {
   penstock up --accelerator H100,A100,L40S --replicas 8 --slow 3=1.2 --traffic 4
   penstock up --prefill 2 --decode 2 --traffic 2     prompts computed by two engines for two others
   penstock up --prefill 2 --decode 2 --connector mooncake
+  penstock up --connector offload --traffic 5        prompts fetched from where they are cached
   penstock up --policy round-robin                   to compare
   penstock up --endpoints http://localhost:8000      in front of your own engine
   penstock up --config fleet.yaml`

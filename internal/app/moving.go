@@ -38,6 +38,9 @@ type party struct {
 func (x *exchanger) Begin(m gateway.Move, stop func(error)) (gateway.Moving, error) {
 	src, dst := x.party(m.Pool, m.From), x.party(m.Pool, m.To)
 	k := &moving{x: x, id: m.ID, within: min(m.Within, exchange.MaxLease), tokenBytes: x.tokenBytes(m, &src)}
+	if m.Pull {
+		k.within = exchange.MaxLease // the engine's usage tells what has come, at the end of its answer
+	}
 	ended := func(t exchange.Ticket) {
 		k.over.Store(true)
 		stop(fmt.Errorf("it is %s: %s", t.Stage, cmp.Or(t.Reason, "no reason was given")))
@@ -181,6 +184,10 @@ func (k *moving) Pulling() {
 
 // Moved implements gateway.Moving.
 func (k *moving) Moved(m live.Moved) {
+	if m.Tokens == 0 {
+		k.close(fleet.FailNone, "nothing of it has come")
+		return
+	}
 	k.finish(exchange.Outcome{
 		Bytes: int64(float64(m.Tokens) * k.tokenBytes), Tokens: int64(m.Tokens), Took: m.Took, Expected: m.Expected, Untimed: m.Took == 0,
 	})
@@ -205,15 +212,20 @@ func (k *moving) End(f fleet.Failure, why error) {
 		k.finish(exchange.Outcome{Untimed: true})
 		return
 	}
+	reason := ""
+	if why != nil {
+		reason = shortened(why.Error())
+	}
+	k.close(f, reason)
+}
+
+// close closes the ticket as failed, or given up.
+func (k *moving) close(f fleet.Failure, reason string) {
 	if k.over.Swap(true) {
 		return
 	}
 	k.x.server.Forget(k.id)
 	_ = k.step(func(now fleet.Time, b *exchange.Book) error { // closed by somebody else, then
-		reason := ""
-		if why != nil {
-			reason = shortened(why.Error())
-		}
 		var err error
 		if f == fleet.FailNone {
 			_, err = b.Abort(now, k.id, reason)

@@ -37,7 +37,7 @@ type Fleet struct {
 	// so many take them over and answer. Replicas is then their sum.
 	Prefill, Decode int
 	// Connector is how they hand KV over, by one of the names of engine.Connectors;
-	// empty is nixl.
+	// empty is nixl where requests are split, and not at all where they are not.
 	Connector string
 }
 
@@ -74,7 +74,7 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	}
 	s := &Simulated{Pool: config.DefaultPool()}
 	s.Pool.Name = "sim"
-	if split {
+	if split || f.Connector != "" {
 		if err := s.connect(&o, f.Connector); err != nil {
 			return nil, err
 		}
@@ -142,7 +142,10 @@ func (s *Simulated) start(o server.Options) error {
 	name := strings.ToLower(o.Accelerator)
 	e := config.Endpoint{Name: fmt.Sprintf("sim-%d", o.Replica), URL: n.URL(), Variant: name}
 	if o.PD.Connector != "" {
-		e.Role, e.Name, e.KVPort = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica), kvPort(n)
+		e.KVPort = kvPort(n)
+		if o.PD.Role != server.RoleBoth {
+			e.Role, e.Name = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica)
+		}
 	}
 	if events, replay := n.KVAddresses(); events != "" {
 		e.Events = "tcp://" + events

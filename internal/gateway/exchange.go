@@ -45,10 +45,12 @@ type exchange struct {
 	ticket    *live.Ticket
 	at        live.Endpoint // where the present attempt is answered
 	source    live.Endpoint // from whose cache at fetches what it lacks; the zero Endpoint for none
+	pulled    fleet.Tokens  // how much that should be
 	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
 	lost      atomic.Pointer[lostPrefill]
 	moving    Moving       // the KV of the present attempt; nil where none moves, or nobody keeps account
 	traced    http.Header  // of the present attempt, with its place in the trace; not to be changed while there are legs
+	begun     atomic.Bool  // the present attempt's answer has begun
 	untold    bool         // nobody tells when the prompt has been computed elsewhere
 	preCached atomic.Int64 // prompt tokens it had cached, as it says; -1 when it does not, or there is none
 	ownedID   string       // stored response that has been noted
@@ -121,7 +123,8 @@ func (x *exchange) run() {
 		}
 		x.access.Attempts, x.access.Outcome.Endpoint, x.access.Endpoint = o.Attempt, o.Endpoint.ID, o.Endpoint.Name
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
-		x.at, x.pre, x.source, x.untold = o.Endpoint, o.Prefill, o.Source, false
+		x.at, x.pre, x.source, x.pulled, x.untold = o.Endpoint, o.Prefill, o.Source, o.Pulled, false
+		x.begun.Store(false)
 		if !x.toward.kind.Salted() {
 			x.pre = live.Endpoint{} // what generates nothing has nothing to hand over
 		}
@@ -251,12 +254,13 @@ func (x *exchange) attempt() bool {
 	}
 	header := x.engineHeader(x.at)
 	x.trace.Attempt(&x.access, header)
+	defer x.endMove()
 	if x.traced = header; x.pre.ID == fleet.NoEndpoint {
+		x.beginPull(cancel)
 		resp, failure, err := x.sendWhole(ctx, header)
 		return x.pass(ctx, cancel, first, resp, failure, err)
 	}
-	defer x.endMove()
-	if err := x.beginMove(cancel); err != nil {
+	if err := x.beginMove(x.pre, x.access.Prompt, cancel); err != nil {
 		return x.prefillFailed(ctx, fleet.FailOverload, err)
 	}
 	l, resp, again := x.split(ctx, cancel)

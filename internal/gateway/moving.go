@@ -10,7 +10,8 @@ import (
 	"penstock.dev/penstock/internal/live"
 )
 
-// Transfers keeps account of the KV that split requests move between engines.
+// Transfers keeps account of the KV that requests move between engines: split ones,
+// and those whose prompt's beginning is fetched.
 type Transfers interface {
 	// Begin opens the account of one attempt. An error that is ErrPair forbids the
 	// pair; others cost only the account. When the transfer is given up by somebody
@@ -28,6 +29,7 @@ type Move struct {
 	From, To live.Endpoint
 	Tokens   fleet.Tokens  // of the prompt, estimated
 	Within   time.Duration // in which the answer must have begun
+	Pull     bool          // From has it already; what has come is known only when the answer is over
 }
 
 // Moving is a transfer on its way. Its methods may be called from several
@@ -39,7 +41,7 @@ type Moving interface {
 	Ready() error
 	// Pulling says that the engine that answers may read it.
 	Pulling()
-	// Moved says that it has.
+	// Moved says that it has, or, without tokens, that nothing has come.
 	Moved(live.Moved)
 	// End closes what is still open: the attempt has ended, well (FailNone) or not.
 	End(f fleet.Failure, why error)
@@ -52,16 +54,22 @@ func (g *givenUp) Error() string { return "the transfer was given up: " + g.why.
 
 func (g *givenUp) Unwrap() error { return g.why }
 
-// beginMove opens the account of a split attempt. An error ends the attempt.
-func (x *exchange) beginMove(cancel context.CancelCauseFunc) error {
+// beginMove opens the account of an attempt that moves KV from one engine to the
+// one that answers. An error forbids that.
+func (x *exchange) beginMove(from live.Endpoint, tokens fleet.Tokens, cancel context.CancelCauseFunc) error {
 	if x.g.o.Transfers == nil {
 		return nil
 	}
 	m := Move{
-		ID: fmt.Sprintf("%s.%d", x.access.ID, x.access.Attempts), Pool: x.service.Pool, From: x.pre, To: x.at,
-		Tokens: x.access.Prompt, Within: x.g.o.Limits.FirstByte,
+		ID: fmt.Sprintf("%s.%d", x.access.ID, x.access.Attempts), Pool: x.service.Pool, From: from, To: x.at,
+		Tokens: tokens, Within: x.g.o.Limits.FirstByte, Pull: x.pre.ID == fleet.NoEndpoint,
 	}
-	moving, err := x.g.o.Transfers.Begin(m, func(why error) { cancel(&givenUp{why}) })
+	begun := &x.begun
+	moving, err := x.g.o.Transfers.Begin(m, func(why error) {
+		if !begun.Load() {
+			cancel(&givenUp{why})
+		}
+	})
 	switch {
 	case errors.Is(err, ErrPair):
 		return err
@@ -75,6 +83,24 @@ func (x *exchange) beginMove(cancel context.CancelCauseFunc) error {
 		moving.Moved(m)
 	})
 	return nil
+}
+
+// beginPull opens the account of an attempt that begins with fetching. Where that
+// is forbidden nothing is fetched.
+func (x *exchange) beginPull(cancel context.CancelCauseFunc) {
+	if x.source.ID == fleet.NoEndpoint {
+		return
+	}
+	err := x.beginMove(x.source, x.pulled, cancel)
+	if err == nil {
+		err = x.computed()
+	}
+	if err != nil {
+		x.g.o.Log.Debug("the beginning of a prompt is not fetched", "request", x.access.ID, "source", x.source.Name, "err", err)
+		x.source = live.Endpoint{}
+		return
+	}
+	x.pulling()
 }
 
 // computed notes that the prompt has been computed, and fails if what was computed
@@ -96,7 +122,7 @@ func (x *exchange) pulling() {
 // errLeft ends the transfers of clients that have left.
 var errLeft = errors.New("the client left")
 
-// endMove closes the account of a split attempt.
+// endMove closes the account of an attempt that moved KV.
 func (x *exchange) endMove() {
 	if x.moving == nil {
 		return

@@ -209,6 +209,7 @@ func (x *exchange) prefilled(answer []byte) {
 // firstToken tells the pool of it. Where nobody tells when the prompt has been
 // computed, it has been by now.
 func (x *exchange) firstToken() {
+	x.begun.Store(true)
 	x.ticket.FirstToken()
 	if x.untold {
 		x.untold = false

@@ -7,10 +7,10 @@ import (
 	"penstock.dev/penstock/internal/pool"
 )
 
-// Moved tells that the KV of a prompt has come from the endpoint that computed it
-// to the one that answers.
+// Moved tells that the KV of a prompt has come from the endpoint that computed it,
+// or has its beginning, to the one that answers.
 type Moved struct {
-	Tokens   fleet.Tokens
+	Tokens   fleet.Tokens  // 0 when nothing has come of what was to be fetched
 	Expected time.Duration // how long it was predicted to take
 	Took     time.Duration // if all else went as predicted; 0 when nothing tells
 }

@@ -212,7 +212,7 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 		d := *a.Decision
 		d.Candidates = slices.Clone(d.Candidates)
 		t.decisions = append(t.decisions, d)
-		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Source: p.endpoints[a.Source], Attempt: a.Attempt})
+		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Source: p.endpoints[a.Source], Pulled: d.Pulled, Attempt: a.Attempt})
 	case pool.Refuse:
 		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})
 	case pool.Cancel:

@@ -12,8 +12,9 @@ import (
 // or, when Refusal is set, answer the client with it.
 type Order struct {
 	Endpoint   Endpoint
-	Prefill    Endpoint // computes the prompt before; the zero Endpoint where Endpoint does so itself
-	Source     Endpoint // from whose cache Endpoint fetches what it lacks of the prompt; the zero Endpoint for none
+	Prefill    Endpoint     // computes the prompt before; the zero Endpoint where Endpoint does so itself
+	Source     Endpoint     // from whose cache Endpoint fetches what it lacks of the prompt; the zero Endpoint for none
+	Pulled     fleet.Tokens // how much that is believed to be
 	Attempt    int
 	Refusal    fleet.Refusal
 	RetryAfter time.Duration

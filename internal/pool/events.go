@@ -150,7 +150,7 @@ const (
 	Refuse                     // answer the client with Refusal
 	Probe                      // ask whether Endpoint is fit; answer with Probed
 	Fitness                    // tell: Endpoint's health is now Health
-	Moved                      // tell: Endpoint has the KV that Prefill has computed
+	Moved                      // tell: Endpoint has the KV that Prefill has computed, or what Source had of it
 )
 
 var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness", "moved"}
@@ -168,14 +168,14 @@ type Action struct {
 	Gen        fleet.Gen        // all but Refuse
 	Prefill    fleet.EndpointID // Dispatch, Moved: computes the prompt for Endpoint; NoEndpoint when that does so itself
 	PrefillGen fleet.Gen        // Dispatch, Moved
-	Source     fleet.EndpointID // Dispatch: from whose cache Endpoint fetches what it lacks; NoEndpoint for none
-	SourceGen  fleet.Gen        // Dispatch
+	Source     fleet.EndpointID // Dispatch, Moved: from whose cache Endpoint fetches what it lacks; NoEndpoint for none
+	SourceGen  fleet.Gen        // Dispatch, Moved
 	Decision   *fleet.Decision  // Dispatch; valid until the next Step
 	Refusal    fleet.Refusal    // Refuse
 	RetryAfter time.Duration    // Refuse; 0 when coming back will not help
 	Health     health.State     // Fitness
 	Cause      fleet.Failure    // Fitness: what led to an ejection
-	Tokens     fleet.Tokens     // Moved: how many
+	Tokens     fleet.Tokens     // Moved: how many; 0 when nothing of what was to be fetched has come
 	Expected   time.Duration    // Moved: how long that was predicted to take
 	Took       time.Duration    // Moved: how long it took, if all else went as predicted; 0 when nothing tells
 }

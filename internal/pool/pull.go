@@ -15,6 +15,8 @@ type pull struct {
 	own   fleet.Tokens // of the prompt, cached where it is served already
 	moved fleet.Tokens // fetched besides
 	alone bool         // nothing stood before it on the wire
+
+	expected, took time.Duration // took: 0 when nothing tells
 }
 
 var noPull = pull{from: route.NoSlot}
@@ -42,13 +44,22 @@ func (b *Brain) fetch(r *request, s int) (cached fleet.Tokens, takes time.Durati
 	link, queue := b.view.Wire[s], b.view.Asked[s]
 	r.pull = pull{from: s, own: own, moved: max(cached-own, 0), alone: queue == 0}
 	b.deps.Wires.Sent(b.now, s, r.pull.moved)
-	return cached, seconds(link.Latency + queue + link.PerToken*float64(r.pull.moved))
+	r.pull.expected = seconds(link.Latency + queue + link.PerToken*float64(r.pull.moved))
+	return cached, r.pull.expected
 }
 
 // fetched learns from the first token of a request whose KV was fetched.
 func (b *Brain) fetched(r *request) {
-	if p := &r.pull; p.from != route.NoSlot && p.alone {
-		b.deps.Wires.Took(p.from, p.moved, r.job.Fetched(b.now))
+	p := &r.pull
+	if p.from == route.NoSlot {
+		return
+	}
+	took := r.job.Fetched(b.now)
+	if p.alone {
+		b.deps.Wires.Took(p.from, p.moved, took)
+	}
+	if took > 0 {
+		p.took = seconds(took)
 	}
 }
 
@@ -64,6 +75,24 @@ func (b *Brain) pulled(r *request, u fleet.Usage) fleet.Usage {
 	}
 	u.Cached = -1
 	return u
+}
+
+// tellPulled tells how much of what was fetched for r has come, by what its engine
+// reports. One that reports nothing is taken to have got it.
+func (b *Brain) tellPulled(r *request, u fleet.Usage, out []Action) []Action {
+	p := &r.pull
+	if p.from == route.NoSlot || r.slot == lost {
+		return out
+	}
+	came := p.moved
+	if u.Known && u.Cached >= 0 {
+		came = min(max(u.Cached-p.own, 0), p.moved)
+	}
+	to, from := &b.endpoints[r.slot], &b.endpoints[p.from]
+	return append(out, Action{
+		Kind: Moved, Req: r.Req, Attempt: r.attempts, Endpoint: to.Endpoint.Endpoint, Gen: to.Gen, Source: from.Endpoint.Endpoint, SourceGen: from.Gen,
+		Tokens: came, Expected: p.expected, Took: p.took,
+	})
 }
 
 // pullFailed notes that an attempt that began with fetching has failed before its

@@ -92,6 +92,7 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 	}
 	b.tally.Done++
 	out = b.tellMoved(r, 0, out) // of an answer that came whole; nothing tells how long it took
+	out = b.tellPulled(r, ev.Usage, out)
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
 	p := r.prompt()
 	b.deps.KV.Done(b.now, &r.cache, &p, uint64(r.Req), b.pulled(r, ev.Usage))
