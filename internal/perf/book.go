@@ -28,8 +28,11 @@ type slot struct {
 	meter   meter
 	step    Step // the class's, times factor
 	version uint32
-	logf    float64 // logarithm of the factor
-	varf    float64 // its variance
+	logf    float64      // logarithm of the factor
+	lesson  int          // of the class, that was the slot's latest
+	lessons [buckets]int // the number of the latest one of each kind, among those of the class
+	common  float64      // the class's, then
+	varf    float64      // its variance
 	ttft    errorRing
 	tpot    errorRing
 	slo     fleet.SLO // of the latest request
@@ -42,6 +45,8 @@ type slot struct {
 const (
 	factorSpread = 0.15  // among endpoints that should be equal
 	factorNoise  = 0.15  // of one lesson: it is never better known than from a few
+	factorAbsent = 50    // lessons that a slot may miss before it counts as one that gets none
+	factorKept   = 300   // lessons missed after which its factor has faded to 1/e
 	factorWalk   = 0.004 // by which it may change from one lesson to the next
 
 	// Of a few steps much is not the hardware's: network, tokenising, what was
@@ -75,7 +80,8 @@ func (b *Book) Add(i int, variant uint64, prior Step, limits fleet.Limits) {
 	}
 	b.quit(s)
 	c.members++
-	s.class, s.logf, s.varf, s.version = c, 0, factorSpread*factorSpread, 0
+	s.class = c
+	s.forget()
 	s.refresh()
 }
 
@@ -85,7 +91,7 @@ func (b *Book) SetLimits(i int, limits fleet.Limits) { b.slots[i].limits = limit
 // Renew forgets what is particular to the process behind a slot: a new one may
 // run on another machine. Jobs of the old one stay until they are closed.
 func (b *Book) Renew(i int) {
-	b.slots[i].logf, b.slots[i].varf, b.slots[i].version = 0, factorSpread*factorSpread, 0
+	b.slots[i].forget()
 }
 
 // Remove frees a slot. Its open jobs must be forgotten by their owners, not
@@ -121,11 +127,54 @@ func (b *Book) quit(s *slot) {
 	s.class = nil
 }
 
+// forget takes the slot for the equal of the others.
+func (s *slot) forget() {
+	c := s.class
+	s.logf, s.varf, s.version, s.lesson, s.common = 0, factorSpread*factorSpread, 0, c.lessons, c.common
+	clear(s.lessons[:])
+}
+
+// missed is for how many lessons of its own, had it got as many as others, the slot
+// has had none.
+func (s *slot) missed() float64 {
+	c := s.class
+	return max(float64(c.lessons-s.lesson)/max(c.active.mean, 1)-factorAbsent, 0)
+}
+
+// factor is the logarithm of the slot's factor. Of one that gets no more requests it
+// fades: if it was found slow by chance, nothing else would ever show that.
+func (s *slot) factor() float64 {
+	if away := s.missed(); away > 0 {
+		return s.logf * math.Exp(-away/factorKept)
+	}
+	return s.logf
+}
+
+// adjust takes in that the slot's factor is r higher than was believed, give or take
+// noise, a variance: a scalar Kalman filter on the factor's logarithm. What all
+// the slots that get lessons seem to have in common is the class's to learn, and is
+// taken out of each; those that get none are not left behind by it.
+func (s *slot) adjust(r, noise float64) {
+	c := s.class
+	away := s.missed()
+	s.logf = s.factor()
+	if away == 0 {
+		s.logf -= c.common - s.common
+	}
+	s.varf = min(s.varf+factorWalk*factorWalk*(1+away), factorSpread*factorSpread)
+	gain := s.varf / (s.varf + noise)
+	s.logf += gain * r
+	s.varf *= 1 - gain
+	c.active.turn(c.lessons, s.lesson)
+	c.common += gain * r / max(c.active.mean, 1)
+	s.lesson, s.common, s.version = c.lessons, c.common, 0
+}
+
 // refresh recomputes the slot's step when its class or factor has changed.
 func (s *slot) refresh() {
 	if s.version != s.class.version {
 		s.version = s.class.version
-		s.step = s.class.step().Scale(math.Exp(s.logf))
+		s.step = s.class.step().Scale(math.Exp(s.factor()))
 	}
 }
 
@@ -408,21 +457,15 @@ func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests, vague float64)
 	l := lesson{x: Vector{steps, steps * n, steps * kv, prompt, pairs, touched, requests}, seconds: span, vague: vague}
 	work := prompt * c.theta[3] * c.scale[3]
 	l.kind = kindOf(n, kv, work/(work+steps*c.theta[0]*c.scale[0]+1e-9))
-	residual, ok := c.learn(&l, math.Exp(s.logf))
-	if !ok || c.members < 2 {
-		return
-	}
-	// A scalar Kalman filter on the factor's logarithm.
-	s.varf += factorWalk * factorWalk
 	noise := factorNoise
 	if steps < fewSteps {
 		noise = fewNoise
 	}
-	gain := s.varf / (s.varf + noise*noise + c.noise + vague)
-	r := min(max(residual-s.logf, -1), 1)
-	s.logf += gain * r
-	s.varf *= 1 - gain
-	s.version = 0
+	noise = noise*noise + c.noise + vague
+	l.weight, l.last = factorNoise*factorNoise/noise, &s.lessons[l.kind]
+	if residual, share, ok := c.learn(&l, math.Exp(s.factor())); ok && c.members > 1 {
+		s.adjust(share*min(max(residual-s.factor(), -1), 1), noise)
+	}
 }
 
 // Standing is what a book believes of one endpoint, for people.

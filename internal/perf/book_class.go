@@ -16,6 +16,8 @@ const (
 	driftSlack   = 0.5  // noises of bias that the drift alarm overlooks
 	driftAlarm   = 12.0 // noises of bias, summed, that raise it
 	driftKeeps   = 0.1  // of what was learnt before the alarm
+	biasMemory   = 10   // lessons of a kind from each endpoint over which their bias is averaged
+	activeMemory = 50   // lessons over which it is counted who gets any
 	enough       = 8    // lessons from which a class without a prior predicts
 )
 
@@ -45,6 +47,8 @@ type class struct {
 	unfit                  int // lessons since the last fit
 	version                uint32
 	members                int
+	active                 average // members that get lessons
+	common                 float64 // what members' factors seemed to have in common, summed up
 
 	up, down float64 // CUSUM of normalised residuals (Page, 1954)
 	drifts   int
@@ -57,6 +61,10 @@ type bucket struct {
 	xx    Matrix
 	xy    Vector
 	count float64
+
+	bias   average // what lessons of the kind are off for whatever endpoint, as a logarithm
+	total  int     // lessons
+	active average // endpoints that get any of the kind
 }
 
 // Kinds of lesson: by sequences beside it, by context per sequence, by the share
@@ -76,8 +84,7 @@ func newClass(variant uint64, prior Step) *class {
 
 // setPrior makes the class start anew from a prior; a zero one is unknown.
 func (c *class) setPrior(prior Step) {
-	members := c.members
-	*c = class{variant: c.variant, prior: prior, members: members, version: c.version + 1, spread: priorSpreads, ttftSpread: newSpread(firstTTFT * firstTTFT), tpotSpread: newSpread(firstTPOT * firstTPOT), noise: firstNoise * firstNoise}
+	*c = class{variant: c.variant, prior: prior, members: c.members, version: c.version + 1, spread: priorSpreads, ttftSpread: newSpread(firstTTFT * firstTTFT), tpotSpread: newSpread(firstTPOT * firstTPOT), noise: firstNoise * firstNoise}
 	if !prior.Known() {
 		c.weak, prior = true, weakPrior
 		for i := range c.spread {
@@ -120,6 +127,8 @@ type lesson struct {
 	seconds float64
 	kind    int
 	vague   float64 // variance of its logarithm beside the ordinary noise
+	weight  float64 // beside that of an ordinary lesson, in what endpoints differ by
+	last    *int    // number of the endpoint's latest lesson of the kind, 0 for none
 }
 
 // kindOf returns the bucket of a stretch with so many sequences and tokens of
@@ -132,16 +141,41 @@ func kindOf(seqs, kv, promptShare float64) int {
 	return (n*kvKinds+k)*promptKinds + p
 }
 
-// learn takes in a lesson of an endpoint with a factor, and returns by how much,
-// as a logarithm, it took longer than the class at factor 1 believes.
-func (c *class) learn(l *lesson, factor float64) (residual float64, ok bool) {
+// average is a mean that fades.
+type average struct{ mean, n float64 }
+
+func (a *average) add(x, weight, memory float64) {
+	a.n = min(a.n+weight, memory)
+	a.mean += (x - a.mean) * weight / a.n
+}
+
+// turn notes that an endpoint has got the lesson of number n, and before that the one
+// of number last, 0 for none. The mean number of lessons from one of an endpoint to
+// its next is how many endpoints get any, however they take turns; those that come
+// back after long count as one more.
+func (a *average) turn(n, last int) {
+	gap := float64(n - last)
+	if most := 4*a.mean + 4; last == 0 || gap > most {
+		gap = a.mean + 1
+	}
+	a.add(gap, 1, activeMemory)
+}
+
+// learn takes in a lesson of an endpoint with a factor, and returns by how much, as
+// a logarithm, it took longer than the class at factor 1 takes in such lessons: what
+// the class has wrong of a kind of step says nothing of an endpoint that happens to
+// be given more of that kind than the others.
+//
+// share is how many of the members that get lessons get any of that kind, 0 for one
+// and 1 for all: only what many go through sets them apart.
+func (c *class) learn(l *lesson, factor float64) (residual, share float64, ok bool) {
 	var x Vector
 	for i := range x {
 		x[i] = l.x[i] * c.scale[i]
 	}
 	predicted := dot(x, c.theta)
 	if predicted <= 0 || l.seconds <= 0 {
-		return 0, false
+		return 0, 0, false
 	}
 	residual = math.Log(l.seconds / predicted)
 	r := residual - math.Log(factor)
@@ -155,14 +189,19 @@ func (c *class) learn(l *lesson, factor float64) (residual float64, ok bool) {
 		r = math.Copysign(gate*sd, r)
 	}
 	c.noise = min(max(c.noise+noiseWeight*weight*(r*r-l.vague-c.noise), leastNoise*leastNoise), mostNoise*mostNoise)
-	c.buckets[l.kind].add(&x, math.Exp(r), weight)
+	kind := &c.buckets[l.kind]
+	kind.add(&x, math.Exp(r), weight)
+	kind.total++
+	kind.active.turn(kind.total, *l.last)
+	*l.last = kind.total
+	kind.bias.add(min(max(residual-math.Log(factor), -1), 1), l.weight, biasMemory*max(kind.active.mean, 1))
 	c.lessons++
 	c.unfit++
 	c.watch(r / sd)
 	if c.unfit >= 4 && (c.lessons < 100 || c.unfit >= 16) || c.lessons == enough {
 		c.fit()
 	}
-	return residual, true
+	return residual - kind.bias.mean, min((kind.active.mean-1)/max(c.active.mean-1, 1), 1), true
 }
 
 // watch raises the alarm when residuals lean to one side for long: the engine

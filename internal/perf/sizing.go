@@ -8,7 +8,11 @@ type Stream struct {
 	Prompt   float64 // tokens
 	Uncached float64 // tokens of the prompt to compute
 	Output   float64 // tokens
-	Work     float64 // s of an endpoint's time that a prompt takes, where that was measured; 0: by its step
+
+	// What a prompt takes of an endpoint's time, in seconds, where that was measured;
+	// 0: by its step. Work is what it adds to steps that also decode, Alone what its
+	// own steps take where nothing else is done.
+	Work, Alone float64
 }
 
 // Served is how a load is predicted to be served on average, in seconds; all +Inf
@@ -34,6 +38,15 @@ func (s *Step) prompt(m *Stream) float64 {
 	}
 	cached := m.Prompt - m.Uncached
 	return s.PerPrompt*m.Uncached + s.PerPair*m.Uncached*(cached+m.Uncached/2)
+}
+
+// alone is what computing the mix's mean prompt takes at an endpoint that decodes
+// nothing: there each of its steps reads the weights for it alone.
+func (s *Step) alone(m *Stream) float64 {
+	if m.Alone > 0 {
+		return m.Alone
+	}
+	return s.prompt(m) + s.Base + s.Experts*s.touched(m.Uncached)
 }
 
 // decoding returns the time of a step and the number of sequences in it where so
@@ -83,14 +96,11 @@ func (s *Step) Whole(m Stream, endpoints, kvTokens float64) Served {
 // others, whose step is by, answer; moving the KV takes move seconds. Prompts that
 // the first have no time for are computed where they are answered.
 func (s *Step) Split(m Stream, prefills, decodes float64, by *Step, move, kvTokens float64) Served {
-	work := s.prompt(&m)
-	if m.Work == 0 {
-		work += s.Base // of the step, which has nothing else in it
-	}
+	work := s.alone(&m)
 	busy := m.Rate / prefills * work
 	split := min(1, sizingBusy/busy)
 	busy *= split
-	whole := m.Rate * (1 - split) * work / decodes // share of the others' time
+	whole := m.Rate * (1 - split) * by.prompt(&m) / decodes // share of the others' time
 	if whole > sizingBusy {
 		return unserved
 	}

@@ -26,7 +26,8 @@ type lean struct {
 	is       []bool     // by slot
 	group    []int      // the slots that are dealt, by their ids
 	meter    meter
-	off      [2]offset
+	tried    []trial // by how many lean
+	beside   float64 // what a prompt adds to steps that also decode, over what was told of it; 0 before it was measured
 	slower   float64 // what a step that only decodes takes, over what was told of it; 0 before it was measured
 }
 
@@ -50,8 +51,16 @@ const (
 	leanGain  = 0.02
 	leanBegin = 0.03
 
-	// leanOff is for how long it is remembered by how much predictions were off.
-	leanOff = 10 * time.Minute
+	// leanOff is for how long it is remembered what a deal brought, leanAlike by what
+	// share a load may differ from the one of then, and leanMost bounds by how much
+	// predictions are taken to be off.
+	leanOff   = 10 * time.Minute
+	leanAlike = 0.1
+	leanMost  = 1.5
+
+	// leanFull is the share of the time that endpoints compute prompts from which on
+	// they may get more of them than they can compute.
+	leanFull = 0.95
 
 	// leanShare is the share of requests that must be split for endpoints to go on
 	// leaning: where single requests do not like it, the load as a whole cannot.
@@ -80,10 +89,11 @@ func (l *lean) think(v *View, q *Query) {
 		l.is = append(l.is, false)
 	}
 	l.meter.look(v, q.Now, l.group, l.is)
-	if len(q.Prefills) < 2 || q.Now < l.due || l.seen < leanFew || len(l.group) > 0 && l.meter.n < meterFew {
+	if len(q.Prefills) < 2 || q.Now < l.due || l.seen < leanFew || len(l.group) > 0 && !l.meter.settled(q.Now) {
 		return
 	}
 	l.due = q.Now.Add(leanEvery)
+	before := len(l.group)
 	l.group = l.group[:0]
 	for _, c := range q.Candidates {
 		if slices.Contains(q.Prefills, c) && v.Connector[c] == v.Connector[q.Prefills[0]] && v.Step[c].Known() {
@@ -92,6 +102,9 @@ func (l *lean) think(v *View, q *Query) {
 	}
 	if len(l.group) != len(q.Prefills) {
 		return // roles are dealt by configuration, or some are not there: as it was
+	}
+	if len(l.group) != before {
+		l.meter, l.tried = meter{from: q.Now}, l.tried[:0]
 	}
 	slices.SortFunc(l.group, func(a, b int) int { return cmp.Compare(v.ID[a], v.ID[b]) })
 	l.deal(v, q)
@@ -107,16 +120,19 @@ func (l *lean) deal(v *View, q *Query) {
 	if l.meter.n < meterFew {
 		return // the group has just been made
 	}
-	l.measured(&step, &m)
-	l.compare(l.cost(&step, m, l.prefills, n, kvTokens, move, fleet.SLO{}), m.Rate, q.Now)
-	now := l.cost(&step, m, l.prefills, n, kvTokens, move, q.SLO) * l.factor(l.prefills, q.Now)
+	seen := m
+	seen.Rate = 1 / l.meter.gap
+	l.measured(&step, &seen)
+	m.Work, m.Alone = seen.Work, seen.Alone
+	l.remember(l.cost(&step, seen, l.prefills, n, kvTokens, move, fleet.SLO{}), seen, q.Now)
+	now := l.expected(&step, m, l.prefills, kvTokens, move, q)
 	gain := leanGain
 	if l.prefills == 0 {
 		gain = leanBegin
 	}
 	best, at := now, l.prefills
 	for x := range n {
-		if c := l.cost(&step, m, x, n, kvTokens, move, q.SLO) * l.factor(x, q.Now); c < best && c < now*(1-gain) {
+		if c := l.expected(&step, m, x, kvTokens, move, q); c < best && c < now*(1-gain) {
 			best, at = c, x
 		}
 	}
@@ -160,9 +176,14 @@ func (l *lean) measured(step *perf.Step, m *perf.Stream) {
 		return
 	}
 	tpot := t.decoding * (n - x) / (m.Rate * m.Output)
+	told := step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2))
 	pure := step.Time(perf.Work{Seqs: t.decoding, KV: t.decoding * (m.Prompt + m.Output/2)})
 	if x > 0 && t.splits > 0 {
-		m.Work = t.busy * x / (m.Rate * t.splits)
+		m.Alone = t.busy * x / (m.Rate * t.splits)
+		m.Work = told * max(l.beside, 1)
+		if t.busy > leanFull {
+			m.Alone = max(m.Alone, m.Work) // more came than was computed
+		}
 		whole := min(m.Rate*(1-t.splits)*m.Work/(n-x), 0.9)
 		l.slower = min(max(tpot*(1-whole)/pure, 1/meterMost), meterMost)
 		*step = step.Scale(l.slower)
@@ -171,42 +192,76 @@ func (l *lean) measured(step *perf.Step, m *perf.Stream) {
 	if l.slower > 0 {
 		*step, pure = step.Scale(l.slower), pure*l.slower
 	}
-	told := step.Prompt(fleet.Tokens(m.Uncached), m.Uncached*(m.Prompt-m.Uncached/2))
 	m.Work = min(max((1-pure/tpot)*n/m.Rate, told), meterMost*told)
+	l.beside = m.Work / told
 }
 
-// offset is by how much the mean times that are predicted of requests were off.
-type offset struct {
-	factor float64 // measured over predicted
-	at     fleet.Time
+// trial is what so many that lean have brought.
+type trial struct {
+	mean  float64 // time of a request, s
+	ratio float64 // of that to what was predicted
+	full  bool    // prompts came faster than they were computed, or nearly
+	load  perf.Stream
+	at    fleet.Time
 }
 
-// kindOf tells fleets where some lean from those where none does: predictions of a
-// kind are off alike.
-func kindOf(prefills int) int { return min(prefills, 1) }
-
-// compare holds a predicted mean time to what it is by Little's law, the requests
-// that are inside over those that come per second.
-func (l *lean) compare(predicted, rate float64, now fleet.Time) {
-	measured := l.meter.inside / rate
-	if math.IsInf(predicted, 1) || measured <= 0 {
-		return
+// remember notes what the present deal brings: by Little's law the mean time of a
+// request is how many are inside over how many come per second.
+func (l *lean) remember(predicted float64, m perf.Stream, now fleet.Time) {
+	for len(l.tried) <= len(l.group) {
+		l.tried = append(l.tried, trial{})
 	}
-	const most, gain = 1.5, 0.5
-	o := &l.off[kindOf(l.prefills)]
-	ratio := min(max(measured/predicted, 1/most), most)
-	if o.at == 0 || now.Sub(o.at) > leanOff {
-		o.factor = ratio
+	t := trial{mean: l.meter.inside / m.Rate, ratio: 1, full: l.meter.busy > leanFull, load: m, at: now}
+	if !math.IsInf(predicted, 1) {
+		t.ratio = min(max(t.mean/predicted, 1/leanMost), leanMost)
 	}
-	o.factor, o.at = o.factor+gain*(ratio-o.factor), now
+	l.tried[l.prefills] = t
 }
 
-// factor is what predictions for so many that lean are to be multiplied by.
-func (l *lean) factor(prefills int, now fleet.Time) float64 {
-	if o := &l.off[kindOf(prefills)]; o.at != 0 && now.Sub(o.at) <= leanOff {
-		return o.factor
+// fresh reports whether it is remembered what was tried.
+func (t *trial) fresh(now fleet.Time) bool { return t.at > 0 && now.Sub(t.at) <= leanOff }
+
+// alike reports whether a load is nearly the one of the trial.
+func (t *trial) alike(m perf.Stream) bool {
+	near := func(a, b float64) bool { return math.Abs(a-b) <= leanAlike*b }
+	return near(t.load.Rate, m.Rate) && near(t.load.Prompt, m.Prompt) && near(t.load.Uncached, m.Uncached) && near(t.load.Output, m.Output)
+}
+
+// expected is what a request would cost where x lean: the mean time that was seen
+// there, if the load was as it is now, or else what is predicted, by as much off as
+// it was there or nearby; in either case longer by how far its SLO would be missed.
+func (l *lean) expected(step *perf.Step, m perf.Stream, x int, kvTokens, move float64, q *Query) float64 {
+	n := len(l.group)
+	cost := l.cost(step, m, x, n, kvTokens, move, q.SLO)
+	t := &l.tried[x]
+	switch {
+	case !t.fresh(q.Now):
+		return cost * l.nearby(x, q.Now)
+	case !t.alike(m):
+		return cost * t.ratio
 	}
-	return 1
+	if plain := l.cost(step, m, x, n, kvTokens, move, fleet.SLO{}); !math.IsInf(plain, 1) {
+		return t.mean * cost / plain
+	}
+	return t.mean
+}
+
+// nearby is by how much the prediction was off where about as many leaned as x: half
+// as much for each one more or fewer. Where too few leaned for the prompts that
+// came, that tells nothing of more.
+func (l *lean) nearby(x int, now fleet.Time) float64 {
+	if x == 0 {
+		return 1
+	}
+	ratio, nearest := 1.0, len(l.tried)
+	for i := 1; i < len(l.tried); i++ {
+		t := &l.tried[i]
+		apart := max(i-x, x-i)
+		if t.fresh(now) && apart < nearest && !(t.full && x > i) {
+			ratio, nearest = t.ratio, apart
+		}
+	}
+	return math.Pow(ratio, math.Pow(0.5, float64(nearest-1)))
 }
 
 // cost is the mean time of a request where x of n endpoints lean, longer by how far
