@@ -138,6 +138,11 @@ type Split struct {
 	Body            []byte // as it would be sent to one engine alone
 	ID              string // names the attempt among all there are
 	Prefill, Decode Party
+	// Encoded is where the prompt's images are, as those that have encoded them say: a
+	// JSON object; nil where nobody has.
+	Encoded []byte
+	// Encoders encode the prompt's images, where a sidecar asks them; nil for none.
+	Encoders []Party
 	// Source has a prefix of the prompt that Prefill is to fetch; nil for none.
 	Source *Party
 	// HitThreshold is the share of a prompt that must have KV for Decode to compute
@@ -223,7 +228,16 @@ func withParams(body []byte, members ...api.Field) (Leg, error) {
 // toPrefill returns body as one that has its prompt computed, with an object as its
 // kv_transfer_params.
 func toPrefill(s *Split, members ...api.Field) (Leg, error) {
-	b, err := s.Kind.ToPrefill(s.Body, api.Field{Name: transferParams, Raw: object(members...)})
+	return prompted(s, api.Field{Name: transferParams, Raw: object(members...)})
+}
+
+// prompted returns body as one that has its prompt computed, with more fields and
+// what is known of its images.
+func prompted(s *Split, more ...api.Field) (Leg, error) {
+	if s.Encoded != nil {
+		more = append(more, api.Field{Name: encodedParams, Raw: s.Encoded})
+	}
+	b, err := s.Kind.ToPrefill(s.Body, more...)
 	return Leg{Body: b}, err
 }
 

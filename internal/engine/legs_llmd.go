@@ -3,12 +3,14 @@ package engine
 import (
 	"context"
 	"net/http"
+	"strings"
 )
 
 // The headers by which llm-d's sidecars are told what to do.
 const (
 	PrefillerHeader = "X-Prefiller-Host-Port"
 	SourceHeader    = "X-Kv-Cache-Source-Host-Port"
+	EncodersHeader  = "X-Encoder-Hosts-Ports"
 )
 
 // Where a sidecar of llm-d stands before the engine that answers, it is sent the
@@ -19,7 +21,19 @@ func llmdLegs(_ context.Context, _ *Client, s *Split) (Legs, error) {
 	if s.Source != nil {
 		h.Set(SourceHeader, s.Source.hostPort())
 	}
+	if len(s.Encoders) > 0 {
+		h.Set(EncodersHeader, EncodersValue(s.Encoders))
+	}
 	return Legs{Course: Alone, Second: Leg{Body: s.Body, Header: h}}, nil
+}
+
+// EncodersValue names those who encode a request's images, in the images' order.
+func EncodersValue(list []Party) string {
+	var at []string
+	for _, p := range list {
+		at = append(at, p.hostPort())
+	}
+	return strings.Join(at, ",")
 }
 
 // llmdPull tells the sidecar who has a prefix of the prompt.

@@ -20,13 +20,13 @@ func sharedLegs(_ context.Context, _ *Client, s *Split) (Legs, error) {
 	own := api.Member(s.Body, hitThreshold)
 	asks := string(own) != "" && string(own) != "null" || s.HitThreshold > 0
 	if !asks {
-		first, err := s.Kind.ToPrefill(s.Body)
-		return Legs{First: Leg{Body: first}, Second: Leg{Body: s.Body}}, err
+		first, err := prompted(s)
+		return Legs{First: first, Second: Leg{Body: s.Body}}, err
 	}
 	never := api.Field{Name: hitThreshold, Raw: []byte("0")}
-	first, errFirst := s.Kind.ToPrefill(s.Body, never)
+	first, errFirst := prompted(s, never)
 	second, err := api.Splice(s.Body, []api.Field{never})
-	l := Legs{First: Leg{Body: first}, Second: Leg{Body: second}}
+	l := Legs{First: first, Second: Leg{Body: second}}
 	if s.Kind.Protocol() == api.Completions { // whose answers tell
 		try := s.Body
 		if s.HitThreshold > 0 && (own == nil || string(own) == "null") {

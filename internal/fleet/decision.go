@@ -88,6 +88,9 @@ type Decision struct {
 	// Whole, Split and Pull are the best ways of their kinds, where there was more
 	// than one kind.
 	Whole, Split, Pull PlanCost
+	// Encoders are where its images are encoded before: by image, NoEndpoint where
+	// that is left to whoever computes the prompt.
+	Encoders []EndpointID
 	// Barred is how many pairs of endpoints could have served it, had they been able
 	// to exchange KV; BarredPair is the first of them.
 	Barred     int

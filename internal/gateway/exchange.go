@@ -48,14 +48,17 @@ type exchange struct {
 	pulled    fleet.Tokens  // how much that should be
 	pre       live.Endpoint // where its prompt is computed before; the zero Endpoint where that is the same
 	lost      atomic.Pointer[lostPrefill]
-	moving    Moving       // the KV of the present attempt; nil where none moves, or nobody keeps account
-	traced    http.Header  // of the present attempt, with its place in the trace; not to be changed while there are legs
-	begun     atomic.Bool  // the present attempt's answer has begun
-	untold    bool         // nobody tells when the prompt has been computed elsewhere
-	preCached atomic.Int64 // prompt tokens it had cached, as it says; -1 when it does not, or there is none
-	ownedID   string       // stored response that has been noted
-	committed bool         // headers have gone to the client
-	cut       bool         // the answer is incomplete, which only a broken connection can say
+	moving    Moving          // the KV of the present attempt; nil where none moves, or nobody keeps account
+	traced    http.Header     // of the present attempt, with its place in the trace; not to be changed while there are legs
+	images    []api.Image     // of the request, where there are encoders
+	encoders  []live.Endpoint // of the present attempt, by image; the zero Endpoint for none
+	encoded   []byte          // where its images are, as the encoders say; nil for nowhere
+	begun     atomic.Bool     // the present attempt's answer has begun
+	untold    bool            // nobody tells when the prompt has been computed elsewhere
+	preCached atomic.Int64    // prompt tokens it had cached, as it says; -1 when it does not, or there is none
+	ownedID   string          // stored response that has been noted
+	committed bool            // headers have gone to the client
+	cut       bool            // the answer is incomplete, which only a broken connection can say
 	deadline  time.Time
 	gaps      *gaps // between the events of a stream; nil before one
 	payload   *engine.Payload
@@ -124,6 +127,7 @@ func (x *exchange) run() {
 		x.access.Attempts, x.access.Outcome.Endpoint, x.access.Endpoint = o.Attempt, o.Endpoint.ID, o.Endpoint.Name
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
 		x.at, x.pre, x.source, x.pulled, x.untold = o.Endpoint, o.Prefill, o.Source, o.Pulled, false
+		x.encoders = o.Encoders
 		x.begun.Store(false)
 		if !x.toward.kind.Salted() {
 			x.pre = live.Endpoint{} // what generates nothing has nothing to hand over
@@ -199,6 +203,7 @@ func (x *exchange) open() {
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Blocks: blocks, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
 		Loadable: x.service.Load != nil, Silent: !x.access.Stream,
+		Images: x.findImages(),
 	})
 	x.note(chain, blocks, keyTokens)
 	*room, *roomForBlocks = chain[:0], blocks[:0]
@@ -255,7 +260,9 @@ func (x *exchange) attempt() bool {
 	header := x.engineHeader(x.at)
 	x.trace.Attempt(&x.access, header)
 	defer x.endMove()
-	if x.traced = header; x.pre.ID == fleet.NoEndpoint {
+	x.traced = header
+	x.encode(ctx)
+	if x.pre.ID == fleet.NoEndpoint {
 		x.beginPull(cancel)
 		resp, failure, err := x.sendWhole(ctx, header)
 		return x.pass(ctx, cancel, first, resp, failure, err)
@@ -275,13 +282,10 @@ func (x *exchange) attempt() bool {
 	return x.pass(ctx, cancel, first, resp, failure, err)
 }
 
-// sendWhole sends the request to one engine, which may have to fetch what another
-// has of the prompt. One that cannot be told computes it.
+// sendWhole sends the request to one engine.
 func (x *exchange) sendWhole(ctx context.Context, header http.Header) (*http.Response, fleet.Failure, error) {
-	if k := engine.Connector(x.at.Transfer.Connector); x.source.ID != fleet.NoEndpoint && k.CanPull() {
-		if l, err := k.Pull(x.toward.body, x.attemptID(), party(x.source)); err == nil {
-			return x.post(ctx, x.at, l)
-		}
+	if l := x.wholeLeg(); l != nil {
+		return x.post(ctx, x.at, *l)
 	}
 	return x.client().Post(ctx, x.at.URL, x.toward.path, header, x.payload)
 }

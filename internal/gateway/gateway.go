@@ -60,6 +60,7 @@ type Limits struct {
 	MaxRequests int           // served at once, streams included; 0 does not bound them
 	BodyTimeout time.Duration // for a request body to arrive
 	FirstByte   time.Duration // from sending to an engine to the first event or whole answer
+	Encode      time.Duration // for a request's images to be encoded elsewhere
 	Idle        time.Duration // between two events of an engine
 	Write       time.Duration // for a client to take what is written
 }
@@ -67,7 +68,7 @@ type Limits struct {
 // DefaultLimits suit prompts of a few million bytes and answers of minutes.
 func DefaultLimits() Limits {
 	return Limits{
-		MaxBody: 32 << 20, BodyTimeout: time.Minute, FirstByte: 5 * time.Minute, Idle: 2 * time.Minute, Write: time.Minute,
+		MaxBody: 32 << 20, BodyTimeout: time.Minute, FirstByte: 5 * time.Minute, Encode: 10 * time.Second, Idle: 2 * time.Minute, Write: time.Minute,
 	}
 }
 
@@ -77,6 +78,7 @@ func (l Limits) withDefaults() Limits {
 	l.MaxBody = cmp.Or(l.MaxBody, d.MaxBody)
 	l.BodyTimeout = cmp.Or(l.BodyTimeout, d.BodyTimeout)
 	l.FirstByte = cmp.Or(l.FirstByte, d.FirstByte)
+	l.Encode = cmp.Or(l.Encode, d.Encode)
 	l.Idle = cmp.Or(l.Idle, d.Idle)
 	l.Write = cmp.Or(l.Write, d.Write)
 	return l

@@ -118,7 +118,7 @@ func TestClientsDoNotSteer(t *testing.T) {
 	// Within what has no counterpart in a chat, these keep a message from being told.
 	const steer = above + `"vllm_xargs":{"kv_transfer_params":"evil"},"sampling_params":{"extra_args":{"kv_transfer_params":{"remote_host":"evil"}}},`
 	headers := map[string]string{
-		engine.PrefillerHeader: "evil:1", engine.SourceHeader: "evil:1", "X-Encoder-Hosts-Ports": "evil:1", engine.RankHeader: "7",
+		engine.PrefillerHeader: "evil:1", engine.SourceHeader: "evil:1", engine.EncodersHeader: "evil:1", engine.RankHeader: "7",
 	}
 	for _, c := range []struct {
 		path, steer, prompt string

@@ -53,6 +53,7 @@ func (x *exchange) split(ctx context.Context, cancel context.CancelCauseFunc) (l
 	t := x.pre.Transfer
 	plan, failure, err := x.client().Legs(ctx, engine.Connector(t.Connector), &engine.Split{
 		Kind: x.toward.kind, Body: x.toward.body, ID: x.attemptID(), Prefill: party(x.pre), Decode: party(x.at), HitThreshold: t.HitThreshold,
+		Encoded: x.encoded, Encoders: x.sidecarsEncoders(),
 	})
 	if err != nil {
 		return nil, nil, x.prefillFailed(ctx, failure, err)
@@ -105,6 +106,11 @@ func (x *exchange) client() *engine.Client { return x.g.o.ClientFor(x.service.Po
 
 // post sends a leg to an endpoint.
 func (x *exchange) post(ctx context.Context, to live.Endpoint, l engine.Leg) (*http.Response, fleet.Failure, error) {
+	return x.postTo(ctx, to, x.toward.path, l)
+}
+
+// postTo sends a leg to a path of an endpoint.
+func (x *exchange) postTo(ctx context.Context, to live.Endpoint, path string, l engine.Leg) (*http.Response, fleet.Failure, error) {
 	header := x.engineHeader(to)
 	for _, k := range [...]string{"Traceparent", "Tracestate"} {
 		if v := x.traced[k]; len(v) > 0 {
@@ -112,7 +118,7 @@ func (x *exchange) post(ctx context.Context, to live.Endpoint, l engine.Leg) (*h
 		}
 	}
 	maps.Copy(header, l.Header)
-	return x.client().Post(ctx, to.URL, x.toward.path, header, engine.NewPayload(l.Body, nil))
+	return x.client().Post(ctx, to.URL, path, header, engine.NewPayload(l.Body, nil))
 }
 
 // computePrompt asks x.pre for the prompt and returns its answer.
@@ -211,6 +217,7 @@ func (x *exchange) prefilled(answer []byte) {
 func (x *exchange) firstToken() {
 	x.begun.Store(true)
 	x.ticket.FirstToken()
+	x.sidecarEncoded()
 	if x.untold {
 		x.untold = false
 		x.ticket.Prefilled(fleet.Usage{Cached: -1})

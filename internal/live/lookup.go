@@ -10,6 +10,20 @@ func (p *Pool) Endpoint(id fleet.EndpointID) (Endpoint, bool) {
 	return e, ok && !p.closed
 }
 
+// Encodes reports whether there are endpoints that encode images for others.
+func (p *Pool) Encodes() bool { return p.encoders.Load() > 0 }
+
+// countEncoders counts them, under the lock.
+func (p *Pool) countEncoders() {
+	n := int32(0)
+	for _, e := range p.endpoints {
+		if e.Role == fleet.RoleEncode {
+			n++
+		}
+	}
+	p.encoders.Store(n)
+}
+
 // Server returns one of the endpoints that answer requests: the n-th, counted
 // around. It says false when there is none.
 func (p *Pool) Server(n uint64) (Endpoint, bool) {

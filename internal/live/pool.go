@@ -89,6 +89,7 @@ type Pool struct {
 	start   time.Time
 
 	asked     atomic.Int32 // who wait for mu with more hurry than feeds have
+	encoders  atomic.Int32 // endpoints that encode images
 	mu        sync.Mutex
 	brain     *pool.Brain
 	out       []pool.Action
@@ -210,9 +211,13 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 	case pool.Dispatch:
 		t := p.tickets[a.Req]
 		d := *a.Decision
-		d.Candidates = slices.Clone(d.Candidates)
+		d.Candidates, d.Encoders = slices.Clone(d.Candidates), slices.Clone(d.Encoders)
 		t.decisions = append(t.decisions, d)
-		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Source: p.endpoints[a.Source], Pulled: d.Pulled, Attempt: a.Attempt})
+		t.give(Order{Endpoint: p.endpoints[a.Endpoint], Prefill: p.endpoints[a.Prefill], Source: p.endpoints[a.Source], Pulled: d.Pulled, Encoders: p.named(d.Encoders), Attempt: a.Attempt})
+	case pool.Encode:
+		if t := p.tickets[a.Req]; t != nil {
+			t.instead = p.endpoints[a.Endpoint]
+		}
 	case pool.Refuse:
 		p.tickets[a.Req].give(Order{Refusal: a.Refusal, RetryAfter: a.RetryAfter})
 	case pool.Cancel:
@@ -237,6 +242,15 @@ func (p *Pool) actLocked(a *pool.Action) func() {
 		}
 	}
 	return nil
+}
+
+// named returns the endpoints of ids.
+func (p *Pool) named(ids []fleet.EndpointID) []Endpoint {
+	var list []Endpoint
+	for _, id := range ids {
+		list = append(list, p.endpoints[id])
+	}
+	return list
 }
 
 // Configure replaces the pool's configuration, which must be valid.
@@ -283,6 +297,7 @@ func (p *Pool) add(t Target) (Endpoint, []func()) {
 	}
 	p.byName[t.Name] = e.ID
 	p.endpoints[e.ID] = e
+	p.countEncoders()
 	return e, p.stepLocked(&pool.Endpoint{
 		Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointUp, Role: t.Role, Limits: t.Limits, Variant: t.Variant, Step: t.Step, Links: t.Links,
 		Wire: t.Wire, Connector: t.Transfer.number(), Pulls: t.Transfer.Pulls,
@@ -306,6 +321,7 @@ func (p *Pool) remove(e Endpoint) []func() {
 	later := p.stepLocked(&pool.Endpoint{Endpoint: e.ID, Gen: e.Gen, Change: pool.EndpointGone})
 	delete(p.byName, p.endpoints[e.ID].Name)
 	delete(p.endpoints, e.ID)
+	p.countEncoders()
 	return later
 }
 

@@ -11,10 +11,13 @@ import (
 // Order tells the holder of a ticket what to do: send the request to Endpoint,
 // or, when Refusal is set, answer the client with it.
 type Order struct {
-	Endpoint   Endpoint
-	Prefill    Endpoint     // computes the prompt before; the zero Endpoint where Endpoint does so itself
-	Source     Endpoint     // from whose cache Endpoint fetches what it lacks of the prompt; the zero Endpoint for none
-	Pulled     fleet.Tokens // how much that is believed to be
+	Endpoint Endpoint
+	Prefill  Endpoint     // computes the prompt before; the zero Endpoint where Endpoint does so itself
+	Source   Endpoint     // from whose cache Endpoint fetches what it lacks of the prompt; the zero Endpoint for none
+	Pulled   fleet.Tokens // how much that is believed to be
+	// Encoders encode the request's images before: by image, the zero Endpoint where
+	// that is left to whoever computes the prompt.
+	Encoders   []Endpoint
 	Attempt    int
 	Refusal    fleet.Refusal
 	RetryAfter time.Duration
@@ -38,6 +41,7 @@ type Ticket struct {
 
 	decisions []fleet.Decision // under the pool's lock
 	moved     func(Moved)      // likewise; nil for nobody
+	instead   Endpoint         // likewise; the answer to the latest Encoded that tells of a failure
 }
 
 // maxPending is how many orders can be waiting for a ticket: the brain gives
@@ -120,6 +124,20 @@ func (t *Ticket) Progress(output fleet.Tokens) {
 // been computed. It may be called beside the other reports.
 func (t *Ticket) Prefilled(u fleet.Usage) {
 	t.pool.step(&pool.Leg{Req: t.req, Attempt: t.attempt, Prefill: true, Phase: fleet.PhaseDone, Usage: u})
+}
+
+// Encoded reports what became of one of the request's images. After a failure it
+// returns where it is to be encoded instead; the zero Endpoint for nowhere. It may
+// be called beside the other reports, and itself.
+func (t *Ticket) Encoded(image int, f fleet.Failure) (instead Endpoint) {
+	p := t.pool
+	p.lock()
+	t.instead = Endpoint{}
+	later := p.stepLocked(&pool.Encoded{Req: t.req, Attempt: t.attempt, Image: image, Failure: f})
+	instead = t.instead
+	p.mu.Unlock()
+	run(later)
+	return instead
 }
 
 // PrefillFailed reports that the first leg of the attempt has failed. An order

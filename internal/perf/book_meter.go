@@ -49,6 +49,14 @@ func (j *Job) Fetched(now fleet.Time) float64 {
 	return wait - (j.ttft - j.fetch)
 }
 
+// Begin says that j has only now begun to wait for its endpoint: it waited for
+// something else since it was sent.
+func (j *Job) Begin(now fleet.Time) {
+	if j.open && !j.decoding {
+		j.sent = max(j.sent, now)
+	}
+}
+
 // totals are what an endpoint has done since it was added, as far as the gateway
 // can tell.
 type totals struct {

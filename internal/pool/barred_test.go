@@ -78,14 +78,15 @@ func TestMovesAreTold(t *testing.T) {
 	for id, role := range map[fleet.EndpointID]fleet.Role{1: fleet.RolePrefill, 2: fleet.RoleDecode} {
 		b.Step(0, &Endpoint{Endpoint: id, Role: role, Connector: 1, Wire: fleet.Link{PerToken: 1e-6}, Step: perf.Step{Base: 1e-3, PerPrompt: 1e-6}}, nil)
 	}
-	for req, silent := range map[fleet.ReqID]bool{1: false, 2: true} {
-		b.Step(0, &Arrive{Req: req, Prompt: 4000, Silent: silent}, nil)
+	for i, silent := range []bool{false, true} {
+		req, at := fleet.ReqID(i+1), fleet.Time(i)*10e9 // time never falls
+		b.Step(at, &Arrive{Req: req, Prompt: 4000, Silent: silent}, nil)
 		var told []Action
-		out := b.Step(1e9, &Leg{Req: req, Attempt: 1, Prefill: true, Phase: fleet.PhaseDone}, nil)
+		out := b.Step(at+1e9, &Leg{Req: req, Attempt: 1, Prefill: true, Phase: fleet.PhaseDone}, nil)
 		if !silent {
-			out = append(out, b.Step(2e9, &Leg{Req: req, Attempt: 1, Phase: fleet.PhaseFirstToken}, nil)...)
+			out = append(out, b.Step(at+2e9, &Leg{Req: req, Attempt: 1, Phase: fleet.PhaseFirstToken}, nil)...)
 		}
-		out = append(out, b.Step(3e9, &Leg{Req: req, Attempt: 1, Phase: fleet.PhaseDone}, nil)...)
+		out = append(out, b.Step(at+3e9, &Leg{Req: req, Attempt: 1, Phase: fleet.PhaseDone}, nil)...)
 		for _, a := range out {
 			if a.Kind == Moved {
 				told = append(told, a)

@@ -3,6 +3,7 @@ package pool
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
@@ -25,6 +26,7 @@ const (
 	codeServes
 	codeKV
 	codeBarred
+	codeEncoded
 )
 
 // EncodeEvent appends ev to e.
@@ -65,6 +67,12 @@ func EncodeEvent(e *journal.Encoder, ev Event) {
 	case *Leg:
 		e.Uint(codeLeg)
 		encodeLeg(e, ev)
+	case *Encoded:
+		e.Uint(codeEncoded)
+		e.Uint(uint64(ev.Req))
+		e.Int(int64(ev.Attempt))
+		e.Uint(uint64(ev.Image))
+		e.Uint(uint64(ev.Failure))
 	case *Gone:
 		e.Uint(codeGone)
 		e.Uint(uint64(ev.Req))
@@ -99,6 +107,8 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 		ev = decodeArrive(d)
 	case codeLeg:
 		ev = decodeLeg(d)
+	case codeEncoded:
+		ev = &Encoded{Req: fleet.ReqID(d.Uint()), Attempt: int(d.Int()), Image: decodeImage(d), Failure: fleet.Failure(d.Uint())}
 	case codeGone:
 		ev = &Gone{Req: fleet.ReqID(d.Uint())}
 	case codeTick:
@@ -108,6 +118,9 @@ func DecodeEvent(d *journal.Decoder) (Event, error) {
 	}
 	return ev, d.Err()
 }
+
+// decodeImage reads the index of an image, which no damage makes one that wraps.
+func decodeImage(d *journal.Decoder) int { return int(min(d.Uint(), math.MaxInt32)) }
 
 func endpointID(d *journal.Decoder) fleet.EndpointID { return fleet.EndpointID(d.Uint()) }
 func gen(d *journal.Decoder) fleet.Gen               { return fleet.Gen(d.Uint()) }
@@ -276,6 +289,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Bool(ev.Silent)
 	encodeKeys(e, ev.Chain)
 	encodeKeys(e, ev.Blocks)
+	encodeKeys(e, ev.Images)
 }
 
 func decodeArrive(d *journal.Decoder) *Arrive {
@@ -283,7 +297,7 @@ func decodeArrive(d *journal.Decoder) *Arrive {
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
 		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(), Silent: d.Bool(),
 	}
-	ev.Chain, ev.Blocks = decodeKeys(d), decodeKeys(d)
+	ev.Chain, ev.Blocks, ev.Images = decodeKeys(d), decodeKeys(d), decodeKeys(d)
 	return ev
 }
 
@@ -346,6 +360,9 @@ func EncodeActions(e *journal.Encoder, actions []Action) {
 			e.Duration(a.Expected)
 			e.Duration(a.Took)
 		}
+		if a.Kind == Encode {
+			e.Uint(uint64(a.Image))
+		}
 		e.Bool(a.Decision != nil)
 		if a.Decision != nil {
 			encodeDecision(e, a.Decision)
@@ -368,6 +385,7 @@ func encodeDecision(e *journal.Encoder, d *fleet.Decision) {
 	encodePlanCost(e, &d.Whole)
 	encodePlanCost(e, &d.Split)
 	encodePlanCost(e, &d.Pull)
+	encodeEndpoints(e, d.Encoders)
 	e.Int(int64(d.Barred))
 	e.Uint(uint64(d.BarredPair.Prefill))
 	e.Uint(uint64(d.BarredPair.Decode))
@@ -428,6 +446,9 @@ func DecodeActions(d *journal.Decoder) ([]Action, error) {
 		if a.Kind == Moved {
 			a.Tokens, a.Expected, a.Took = d.Tokens(), d.Duration(), d.Duration()
 		}
+		if a.Kind == Encode {
+			a.Image = decodeImage(d)
+		}
 		if d.Bool() {
 			a.Decision = decodeDecision(d)
 			a.Decision.Req, a.Decision.Attempt, a.Decision.Chosen = a.Req, a.Attempt, a.Endpoint
@@ -443,7 +464,8 @@ func decodeDecision(d *journal.Decoder) *fleet.Decision {
 		RunnerUp: endpointID(d), Shadow: endpointID(d), Margin: d.Float(),
 		Prefill: endpointID(d), Source: endpointID(d), Pulled: d.Tokens(),
 		Whole: decodePlanCost(d), Split: decodePlanCost(d), Pull: decodePlanCost(d),
-		Barred: int(d.Int()), BarredPair: fleet.Pair{Prefill: endpointID(d), Decode: endpointID(d)},
+		Encoders: decodeEndpoints(d),
+		Barred:   int(d.Int()), BarredPair: fleet.Pair{Prefill: endpointID(d), Decode: endpointID(d)},
 	}
 	for i := range out.Counts {
 		out.Counts[i] = int(d.Int())

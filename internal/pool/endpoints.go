@@ -63,6 +63,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
 		b.endpoints[slot].sample, b.endpoints[slot].serves = Sample{}, nil
 		b.endpoints[slot].adapters.Clear()
+		b.endpoints[slot].images = images{}
 		b.deps.Perf.Renew(slot)
 		b.update(slot, ev)
 	default:
@@ -98,6 +99,11 @@ func (b *Brain) drop(slot int, out []Action) []Action {
 		}
 		if r.pull.from == slot {
 			r.pull = noPull
+		}
+		for i, s := range r.encode.slots {
+			if s == slot {
+				r.encode.slots[i] = lost
+			}
 		}
 	}
 	b.deps.Wires.Remove(slot)
@@ -254,6 +260,7 @@ func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
 		// What returns after a failure may be a new process: believe nothing cached.
 		b.deps.KV.Doubt(slot)
 		b.endpoints[slot].adapters.Clear()
+		b.endpoints[slot].images = images{}
 	}
 	return b.pump(out)
 }

@@ -99,6 +99,7 @@ type Arrive struct {
 	// the request continues; NoEndpoint when any can.
 	Owner   fleet.EndpointID
 	Adapter fleet.Adapter // the LoRA adapter it names; NoAdapter for the base model
+	Images  []kv.Key      // of its content: what stands for each of its images
 	// Silent says that the answer comes whole: nothing tells of its first token.
 	Silent bool
 	// Loadable says that whoever sends the request can have its adapter loaded, so
@@ -122,6 +123,15 @@ type Leg struct {
 	Prefill bool
 }
 
+// Encoded tells what became of the encoding of one image of a request. After a
+// failure an Encode follows.
+type Encoded struct {
+	Req     fleet.ReqID
+	Attempt int
+	Image   int // index into Arrive.Images
+	Failure fleet.Failure
+}
+
 // Gone says that the client left before its answer ended.
 type Gone struct{ Req fleet.ReqID }
 
@@ -137,6 +147,7 @@ func (*Barred) isEvent()    {}
 func (*Probed) isEvent()    {}
 func (*Arrive) isEvent()    {}
 func (*Leg) isEvent()       {}
+func (*Encoded) isEvent()   {}
 func (*Gone) isEvent()      {}
 func (*Tick) isEvent()      {}
 
@@ -151,9 +162,10 @@ const (
 	Probe                      // ask whether Endpoint is fit; answer with Probed
 	Fitness                    // tell: Endpoint's health is now Health
 	Moved                      // tell: Endpoint has the KV that Prefill has computed, or what Source had of it
+	Encode                     // have Image encoded at Endpoint instead; NoEndpoint when nobody does
 )
 
-var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness", "moved"}
+var actionNames = [...]string{"dispatch", "cancel", "refuse", "probe", "fitness", "moved", "encode"}
 
 // String returns the kind's name.
 func (k ActionKind) String() string { return actionNames[k] }
@@ -162,8 +174,9 @@ func (k ActionKind) String() string { return actionNames[k] }
 // with its kind are set.
 type Action struct {
 	Kind       ActionKind
-	Req        fleet.ReqID      // Dispatch, Cancel, Refuse, Moved
-	Attempt    int              // Dispatch, Cancel, Moved
+	Req        fleet.ReqID      // Dispatch, Cancel, Refuse, Moved, Encode
+	Attempt    int              // Dispatch, Cancel, Moved, Encode
+	Image      int              // Encode
 	Endpoint   fleet.EndpointID // all but Refuse
 	Gen        fleet.Gen        // all but Refuse
 	Prefill    fleet.EndpointID // Dispatch, Moved: computes the prompt for Endpoint; NoEndpoint when that does so itself

@@ -32,12 +32,13 @@ type Brain struct {
 	now   fleet.Time
 	tally Tally
 
-	free    []*request // request records for reuse
-	view    route.View
-	query   route.Query
-	plan    route.Plan
-	order   []int // scratch of rank
-	verdict []fleet.Verdict
+	free     []*request // request records for reuse
+	view     route.View
+	query    route.Query
+	plan     route.Plan
+	order    []int           // scratch of rank
+	encoders []route.Encoder // scratch of sendImage
+	verdict  []fleet.Verdict
 	// adapterKnown says that some endpoint has told that it has the adapter of the
 	// request being judged.
 	adapterKnown bool
@@ -72,6 +73,7 @@ type request struct {
 	cache    kv.Ticket // and in the book of caches
 	prefill  prefill
 	pull     pull
+	encode   encode
 	failure  fleet.Failure
 }
 
@@ -97,8 +99,9 @@ type endpoint struct {
 	limits   fleet.Limits // told, completed by what its gauges say
 	sample   Sample
 	sampled  bool
-	adapters kv.Adapters        // believed loaded
-	serves   []fleet.Adapter    // adapters it answers to, ascending; nil before it has told
+	adapters kv.Adapters     // believed loaded
+	serves   []fleet.Adapter // adapters it answers to, ascending; nil before it has told
+	images   images
 	barred   []fleet.EndpointID // whose KV it cannot use, as last told
 	external int                // requests seen in gauges that are not ours
 	peak     int                // most of ours in flight since the last sample
@@ -137,6 +140,8 @@ func (b *Brain) Step(now fleet.Time, ev Event, out []Action) []Action {
 		b.onBarred(ev)
 	case *Probed:
 		out = b.onProbed(ev, out)
+	case *Encoded:
+		out = b.onEncoded(ev, out)
 	case *Arrive:
 		out = b.onArrive(ev, out)
 	case *Leg:

@@ -67,6 +67,10 @@ func (m *machine) step(t *rapid.T, ev Event) {
 			if a.Decision.Chosen != a.Endpoint || a.Decision.Candidates[0].Endpoint != a.Endpoint {
 				t.Fatalf("decision record does not start with the chosen: %+v", a.Decision)
 			}
+		case Encode:
+			if m.flights[a.Req] != a.Attempt {
+				t.Fatalf("image %d of request %d is to be encoded, which is not under way", a.Image, a.Req)
+			}
 		case Refuse:
 			if _, ok := m.flights[a.Req]; !ok {
 				t.Fatalf("request %d refused after its end", a.Req)
@@ -277,6 +281,7 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				Chain: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "chain")), KeyTokens: 64,
 				Blocks: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "blocks")),
 				Terms:  fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
+				Images: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 3, -1).Draw(t, "images")),
 				Silent: rapid.Bool().Draw(t, "silent"), Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
 				Adapter: fleet.Adapter(max(rapid.IntRange(-3, 3).Draw(t, "lora"), 0)),
 			})
@@ -308,6 +313,17 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				}
 			}
 			m.step(t, l)
+		},
+		"image": func(t *rapid.T) {
+			id, a, ok := m.anyFlight(t, true)
+			if !ok {
+				t.Skip()
+			}
+			ev := &Encoded{Req: id, Attempt: a, Image: rapid.IntRange(0, 3).Draw(t, "image")}
+			if rapid.Bool().Draw(t, "fails") {
+				ev.Failure = fleet.Failure(rapid.IntRange(int(fleet.FailConnect), int(fleet.FailClient)).Draw(t, "failure"))
+			}
+			m.step(t, ev)
 		},
 		"first leg": func(t *rapid.T) {
 			id, a, ok := m.anyFlight(t, true)
@@ -354,7 +370,7 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				Limits:   fleet.Limits{KVTokens: fleet.Tokens(rapid.SampledFrom([]int{0, 1000, 300_000}).Draw(t, "kv"))},
 				Endpoint: fleet.EndpointID(rapid.IntRange(1, 4).Draw(t, "id")), Gen: fleet.Gen(rapid.IntRange(0, 2).Draw(t, "gen")),
 				Change:    rapid.SampledFrom([]Change{EndpointUp, EndpointUp, EndpointDrain, EndpointGone}).Draw(t, "change"),
-				Role:      rapid.SampledFrom([]fleet.Role{fleet.RoleBoth, fleet.RoleBoth, fleet.RoleDecode, fleet.RolePrefill, fleet.RoleStore}).Draw(t, "role"),
+				Role:      rapid.SampledFrom([]fleet.Role{fleet.RoleBoth, fleet.RoleBoth, fleet.RoleDecode, fleet.RolePrefill, fleet.RoleStore, fleet.RoleEncode}).Draw(t, "role"),
 				Connector: uint64(rapid.IntRange(0, 2).Draw(t, "connector")), Wire: fleet.Link{Latency: 1e-3, PerToken: 1e-9},
 				Links: fleet.Links{CPU: fleet.Link{Latency: 1e-3, PerToken: 1e-6}},
 			})
@@ -414,6 +430,18 @@ func (m *machine) check(t *rapid.T) {
 			if slot >= 0 {
 				inFlight++
 			}
+		}
+		open := 0
+		for _, slot := range r.encode.slots {
+			if slot != route.NoSlot {
+				open++
+			}
+			if slot >= 0 {
+				inFlight++
+			}
+		}
+		if open != r.encode.open {
+			t.Fatalf("%d images of request %d are being encoded, counted are %d", open, r.Req, r.encode.open)
 		}
 		if r.job.Open() {
 			jobs++

@@ -30,7 +30,7 @@ func (b *Brain) judgeSources(r *request) {
 	}
 	for i := range b.endpoints {
 		e := &b.endpoints[i]
-		if e.present && e.Pulls && e.Role != fleet.RoleStore && b.deps.Health.State(i) == health.Healthy && !b.deps.Wires.Resting(b.now, i) {
+		if e.present && e.Pulls && e.Role != fleet.RoleStore && e.Role != fleet.RoleEncode && b.deps.Health.State(i) == health.Healthy && !b.deps.Wires.Resting(b.now, i) {
 			b.query.Sources = append(b.query.Sources, i)
 		}
 	}

@@ -18,7 +18,7 @@ func (b *Brain) writeRecord(r *request) *fleet.Decision {
 	b.used++
 	*d = fleet.Decision{
 		Req: r.Req, Attempt: r.attempts, At: b.now, Policy: b.config.Policy.Name, Terms: r.Terms, Prompt: r.Prompt,
-		Queued: b.now.Sub(r.arrived), Chosen: b.view.ID[b.plan.Chosen], Candidates: d.Candidates[:0],
+		Queued: b.now.Sub(r.arrived), Chosen: b.view.ID[b.plan.Chosen], Candidates: d.Candidates[:0], Encoders: d.Encoders[:0],
 	}
 	if b.shadow.plan.Chosen >= 0 && b.deps.Shadow != nil {
 		d.Shadow = b.view.ID[b.shadow.plan.Chosen]

@@ -325,6 +325,7 @@ func (b *Brain) place(r *request, out []Action) []Action {
 	b.consultShadow(slot)
 	r.slot = slot
 	record := b.writeRecord(r)
+	record.Encoders = b.sendImages(r, record.Encoders)
 	e := b.enlist(slot)
 	a := Action{
 		Kind: Dispatch, Req: r.Req, Attempt: r.attempts, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Decision: record,
@@ -404,6 +405,7 @@ func (r *request) prompt() kv.Prompt {
 // release takes r off its endpoint.
 func (b *Brain) release(r *request) {
 	b.releasePrefill(r)
+	b.leaveEncoders(r)
 	r.pull = noPull
 	b.deps.Perf.Drop(b.now, &r.job)
 	b.deps.KV.Drop(&r.cache)
@@ -419,9 +421,10 @@ func (b *Brain) remember(ev *Arrive) *request {
 	if n := len(b.free); n > 0 {
 		r, b.free = b.free[n-1], b.free[:n-1]
 	}
-	chain, blocks := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...)
-	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill(), pull: noPull}
-	r.Chain, r.Blocks = chain, blocks
+	chain, blocks, images := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...), append(r.Images[:0], ev.Images...)
+	enc := encode{slots: r.encode.slots[:0], tried: r.encode.tried[:0]}
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill(), pull: noPull, encode: enc}
+	r.Chain, r.Blocks, r.Images = chain, blocks, images
 	b.requests[ev.Req] = r
 	return r
 }
