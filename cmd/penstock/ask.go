@@ -190,6 +190,9 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 	default:
 		fmt.Fprintf(w, "the shadow policy would have chosen %s\n", a.Shadow)
 	}
+	for i, name := range a.Encoders {
+		fmt.Fprintf(w, "image %d was to be encoded by %s\n", i+1, cmp.Or(name, "whoever computes the prompt"))
+	}
 	explainPlans(w, a.Plans)
 	if b := a.Barred; b != nil {
 		fmt.Fprintf(w, "pairs that cannot exchange KV: %d; %s to %s: %s\n", b.Pairs, b.Prefill, b.Decode, cmp.Or(b.Why, "no longer known why"))

@@ -165,6 +165,7 @@ type upCmd struct {
 	Replicas    int             `default:"4" help:"Simulated engines."`
 	Prefill     int             `placeholder:"N" help:"Engines that only compute prompts for others; with --decode, instead of --replicas."`
 	Decode      int             `placeholder:"N" help:"Engines that take prompts over and answer."`
+	Encode      int             `placeholder:"N" help:"Engines that encode images for the others, besides them."`
 	Connector   string          `placeholder:"NAME" help:"How engines hand KV over: nixl, nixl-push, mooncake, shared or offload (vLLM), sglang (default nixl, where --prefill is given). With offload they also fetch from each other what is cached."`
 	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
 	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
@@ -184,6 +185,7 @@ func (upCmd) Help() string {
   penstock up --accelerator H100,A100,L40S --replicas 8 --slow 3=1.2 --traffic 4
   penstock up --prefill 2 --decode 2 --traffic 2     prompts computed by two engines for two others
   penstock up --prefill 2 --decode 2 --connector mooncake
+  penstock up --prefill 1 --decode 2 --encode 1      images encoded by an engine of their own
   penstock up --connector offload --traffic 5        prompts fetched from where they are cached
   penstock up --policy round-robin                   to compare
   penstock up --endpoints http://localhost:8000      in front of your own engine
@@ -197,7 +199,7 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 		var err error
 		sim, err = app.Simulate(c.with(server.Options{
 			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed, DevMode: true,
-		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode, Connector: c.Connector})
+		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode, Encode: c.Encode, Connector: c.Connector})
 		if err != nil {
 			return err
 		}

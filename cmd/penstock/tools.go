@@ -72,6 +72,8 @@ type engineCmd struct {
 	NoMessages   bool          `name:"no-messages" help:"Do not speak Anthropic's API."`
 	NoResponses  bool          `name:"no-responses" help:"Do not speak OpenAI's responses API."`
 	NoMetrics    bool          `name:"no-metrics" help:"Show no metrics, as SGLang does unless asked to."`
+	Encoder      bool          `help:"Only encode images, for others to fetch."`
+	EncodeTime   time.Duration `placeholder:"TIME" help:"To encode one image (default 20ms)."`
 	DevMode      bool          `name:"dev-mode" help:"Add vLLM's routes for sleeping, pausing and resetting."`
 	RefuseAsleep bool          `name:"refuse-asleep" help:"Answer 503 while asleep instead of waiting."`
 	TLSCert      string        `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Serve over TLS with this certificate."`
@@ -117,7 +119,7 @@ func (c *engineCmd) Run(ctx context.Context, s streams) error {
 			NoMessages: c.NoMessages, NoResponses: c.NoResponses, NoMetrics: c.NoMetrics,
 			DevMode: c.DevMode, RefuseAsleep: c.RefuseAsleep, HTTP1Only: c.HTTP1Only,
 			BudgetTokens: fleet.Tokens(c.BudgetTokens), MaxModelLen: fleet.Tokens(c.MaxModelLen), OutputMean: c.OutputMean,
-			PD: c.pdFlags.options(),
+			PD: c.pdFlags.options(), Encoder: c.Encoder, EncodeTime: c.EncodeTime,
 		}),
 	}
 	n, err := c.listen(s, config)

@@ -37,6 +37,9 @@ func targetOf(c config.Pool) func(discovery.Endpoint) live.Target {
 		}
 		t.Links, t.Wire = c.KV.Links(catalog.Serving{}), c.KV.Wire(catalog.Serving{})
 		t.Role = config.Endpoint{Role: e.Role}.FleetRole()
+		if t.Role == fleet.RoleEncode {
+			return t // of what follows it knows nothing: it computes no prompt and has no KV
+		}
 		t.Transfer = transferOf(c.KV.Transfer, e)
 		if i, ok := c.FindVariant(e.Variant); ok {
 			v := c.Variants[i]

@@ -117,6 +117,8 @@ func (m *members) setRole(name string, role fleet.Role, wait time.Duration) erro
 		switch {
 		case e.Role == fleet.RoleStore:
 			return fmt.Errorf("%w: %s is a store", errRole, full)
+		case e.Role == fleet.RoleEncode:
+			return fmt.Errorf("%w: %s encodes images, and its engine can do nothing else", errRole, full)
 		case role != fleet.RoleBoth && e.Transfer.Connector == "":
 			return fmt.Errorf("%w: %s needs a way to hand KV over; set kv.transfer.connector", errRole, full)
 		}

@@ -14,6 +14,7 @@ import (
 	"penstock.dev/penstock/internal/config"
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/pool"
 )
@@ -36,6 +37,8 @@ type Fleet struct {
 	// Prefill and Decode above 0 split requests: so many engines compute prompts, and
 	// so many take them over and answer. Replicas is then their sum.
 	Prefill, Decode int
+	// Encode is how many more encode images for the others.
+	Encode int
 	// Connector is how they hand KV over, by one of the names of engine.Connectors;
 	// empty is nixl where requests are split, and not at all where they are not.
 	Connector string
@@ -61,8 +64,11 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.Replicas < 1 || f.Replicas > maxReplicas {
-		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, f.Replicas)
+	if f.Replicas < 1 || f.Replicas+f.Encode > maxReplicas {
+		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, f.Replicas+f.Encode)
+	}
+	if f.Encode < 0 || f.Encode > 0 && f.Connector == string(engine.ConnectorSGLang) {
+		return nil, errors.New("--encode must not be negative, and is for engines of vLLM")
 	}
 	for i := range f.Slow {
 		if i < 0 || i >= f.Replicas {
@@ -79,6 +85,7 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 			return nil, err
 		}
 	}
+	encoder := o
 	for i := range f.Replicas {
 		o.Replica, o.Factor = i, f.Slow[i]
 		if n := len(f.Accelerators); n > 0 {
@@ -90,6 +97,14 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 			}
 		}
 		if err := s.start(o); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	for i := range f.Encode {
+		// Of KV it has nothing to tell.
+		encoder.Replica, encoder.Encoder, encoder.KVEvents, encoder.KVReplay, encoder.PD = f.Replicas+i, true, "", "", server.PDOptions{}
+		if err := s.start(encoder); err != nil {
 			s.Close()
 			return nil, err
 		}
@@ -146,6 +161,9 @@ func (s *Simulated) start(o server.Options) error {
 		if o.PD.Role != server.RoleBoth {
 			e.Role, e.Name = o.PD.Role, fmt.Sprintf("%s-%d", o.PD.Role, o.Replica)
 		}
+	}
+	if o.Encoder {
+		e.Role, e.Name = fleet.RoleEncode.String(), fmt.Sprintf("encode-%d", o.Replica)
 	}
 	if events, replay := n.KVAddresses(); events != "" {
 		e.Events = "tcp://" + events

@@ -127,8 +127,8 @@ type Endpoint struct {
 	// Variant is the name of its variant; that of the pool's only variant by
 	// default.
 	Variant string `json:"variant"`
-	// Role is both, prefill (it computes prompts for others) or decode (it takes
-	// them over and answers).
+	// Role is both, prefill (it computes prompts for others), decode (it takes them
+	// over and answers) or encode (it encodes the images of prompts for others).
 	Role string `json:"role"`
 	// KVPort is where other engines find its KV, where kv.transfer.bootstrapPort does
 	// not tell; ranks are at ports higher by their number, except behind a bootstrap

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/pool"
 )
 
@@ -39,6 +40,21 @@ func TestRanksAreRead(t *testing.T) {
 	e := f.Pools[0].Endpoints
 	if e[0].Ranks != 8 || e[0].RankMode != "" || e[1].RankMode != "port" || e[2].RankMode != "header" || e[3].Ranks != 0 {
 		t.Errorf("%+v", e)
+	}
+}
+
+func TestRolesAreRead(t *testing.T) {
+	f, errs := Load("testdata/roles.good.yaml")
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	want := [][]fleet.Role{{fleet.RoleBoth, fleet.RoleEncode}, {fleet.RolePrefill, fleet.RoleDecode, fleet.RoleEncode}}
+	for i := range f.Pools {
+		for k, e := range f.Pools[i].Endpoints {
+			if got := e.FleetRole(); got != want[i][k] {
+				t.Errorf("%s: %v", e.URL, got)
+			}
+		}
 	}
 }
 

@@ -44,7 +44,7 @@ func (t Transfer) validate(path string, errs *problems) {
 
 // parseRole returns the role of a name; empty is both.
 func parseRole(name string) (fleet.Role, bool) {
-	for _, r := range []fleet.Role{fleet.RoleBoth, fleet.RolePrefill, fleet.RoleDecode} {
+	for _, r := range []fleet.Role{fleet.RoleBoth, fleet.RolePrefill, fleet.RoleDecode, fleet.RoleEncode} {
 		if name == r.String() || name == "" && r == fleet.RoleBoth {
 			return r, true
 		}
@@ -65,9 +65,12 @@ func (p *Pool) validateRoles(path string, errs *problems) {
 		e := &p.Endpoints[i]
 		r, ok := parseRole(e.Role)
 		if !ok {
-			errs.add(fmt.Sprintf("%s.endpoints[%d].role", path, i), "must be both, prefill or decode, is %q", e.Role)
+			errs.add(fmt.Sprintf("%s.endpoints[%d].role", path, i), "must be both, prefill, decode or encode, is %q", e.Role)
 		}
-		if e.Role != "" && r != fleet.RoleBoth && p.KV.Transfer.Connector == "" {
+		switch k := p.KV.Transfer.Connector; {
+		case r == fleet.RoleEncode && k == string(engine.ConnectorSGLang):
+			errs.add(fmt.Sprintf("%s.endpoints[%d].role", path, i), "no engine of %s takes encoded images from a gateway", k)
+		case (r.Prefills() || r.Decodes()) && r != fleet.RoleBoth && k == "":
 			errs.add(fmt.Sprintf("%s.endpoints[%d].role", path, i), "%s needs a way to hand KV over: set kv.transfer.connector", e.Role)
 		}
 		port(errs, fmt.Sprintf("%s.endpoints[%d].kvPort", path, i), e.KVPort)

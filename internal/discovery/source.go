@@ -30,7 +30,7 @@ type Endpoint struct {
 	// to all of them.
 	Rank   int  `json:"-"`
 	Shared bool `json:"-"`
-	// Role is both, prefill or decode; empty is both.
+	// Role is both, prefill, decode or encode; empty is both.
 	Role string `json:"role,omitempty"`
 	// KVPort is where others find its KV, where the pool's configuration does not
 	// tell.

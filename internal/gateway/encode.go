@@ -141,29 +141,27 @@ func (x *exchange) sidecarEncoded() {
 	x.encoders = nil
 }
 
-// wholeLeg is what one engine is sent that serves the request alone: nil where that
+// wholeLeg is what one engine is sent that serves the request alone; nil where that
 // is the request as it is.
 func (x *exchange) wholeLeg() *engine.Leg {
-	l := engine.Leg{Body: x.toward.body}
-	changed := false
+	if x.encoded == nil && x.source.ID == fleet.NoEndpoint && len(x.encoders) == 0 {
+		return nil
+	}
+	l := &engine.Leg{Body: x.toward.body, Header: http.Header{}}
 	if x.encoded != nil {
 		if b, err := engine.WithEncoded(l.Body, x.encoded); err == nil {
-			l.Body, changed = b, true
+			l.Body = b
 		}
 	}
 	if k := engine.Connector(x.at.Transfer.Connector); x.source.ID != fleet.NoEndpoint && k.CanPull() {
 		// One that cannot be told computes it.
 		if p, err := k.Pull(l.Body, x.attemptID(), party(x.source)); err == nil {
-			l, changed = p, true
+			l.Body = p.Body
+			maps.Copy(l.Header, p.Header)
 		}
 	}
 	if list := x.sidecarsEncoders(); len(list) > 0 {
-		h := http.Header{engine.EncodersHeader: {engine.EncodersValue(list)}}
-		maps.Copy(h, l.Header)
-		l.Header, changed = h, true
+		l.Header.Set(engine.EncodersHeader, engine.EncodersValue(list))
 	}
-	if !changed {
-		return nil
-	}
-	return &l
+	return l
 }

@@ -194,6 +194,9 @@ type Attempt struct {
 	Plans   []Plan `json:"plans,omitempty"`
 	// Barred tells of pairs that cannot exchange KV; nil where there is none.
 	Barred *Barred `json:"barred,omitempty"`
+	// Encoders are where its images are encoded, by image; "" where that is left to
+	// whoever computes the prompt.
+	Encoders []string `json:"encoders,omitempty"`
 	// Source is from whose cache the chosen fetches the prompt's beginning, and Pulled
 	// how many tokens of it.
 	Source string `json:"source,omitempty"`
@@ -328,6 +331,13 @@ func (r *Ring) attempt(pool string, d *fleet.Decision) Attempt {
 	}
 	if d.Source != fleet.NoEndpoint {
 		at.Source, at.Pulled = r.name(pool, d.Source), int(d.Pulled)
+	}
+	for _, id := range d.Encoders {
+		name := ""
+		if id != fleet.NoEndpoint {
+			name = r.name(pool, id)
+		}
+		at.Encoders = append(at.Encoders, name)
 	}
 	at.Plans = r.plans(pool, d)
 	if d.Barred > 0 {

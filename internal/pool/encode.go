@@ -5,7 +5,6 @@ import (
 
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/health"
-	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/route"
 )
 
@@ -19,34 +18,6 @@ type encode struct {
 	slots []int              // by image; NoSlot when it has been encoded or nobody does
 	tried []fleet.EndpointID // failed at one of them
 	open  int
-}
-
-// rememberedImages is how many images an endpoint is believed to keep encoded. What
-// engines keep depends on the images' sizes.
-const rememberedImages = 1024
-
-// images are those that an endpoint has encoded lately.
-type images struct {
-	has  map[kv.Key]struct{}
-	ring []kv.Key
-	next int
-}
-
-func (m *images) add(k kv.Key) {
-	if _, ok := m.has[k]; ok {
-		return
-	}
-	if m.has == nil {
-		m.has = map[kv.Key]struct{}{}
-	}
-	if len(m.ring) < rememberedImages {
-		m.ring = append(m.ring, k)
-	} else {
-		delete(m.has, m.ring[m.next])
-		m.ring[m.next] = k
-		m.next = (m.next + 1) % rememberedImages
-	}
-	m.has[k] = struct{}{}
 }
 
 // sendImages finds for each image of r the endpoint that encodes it and appends
@@ -74,8 +45,7 @@ func (b *Brain) sendImage(r *request, image int) fleet.EndpointID {
 	b.encoders = b.encoders[:0]
 	for i := range b.endpoints {
 		if e := &b.endpoints[i]; e.present && b.canEncode(i, e, r) {
-			_, has := e.images.has[r.Images[image]]
-			b.encoders = append(b.encoders, route.Encoder{Slot: i, Images: e.inFlight, Has: has})
+			b.encoders = append(b.encoders, route.Encoder{Slot: i, Images: e.inFlight, Has: e.images.Has(r.Images[image])})
 		}
 	}
 	slot := route.PickEncoder(b.encoders, uint64(r.Images[image]))
@@ -105,7 +75,7 @@ func (b *Brain) onEncoded(ev *Encoded, out []Action) []Action {
 	b.leaveEncoder(r, ev.Image)
 	if ev.Failure == fleet.FailNone {
 		if slot != lost {
-			b.endpoints[slot].images.add(r.Images[ev.Image])
+			b.endpoints[slot].images.Add(r.Images[ev.Image])
 			if b.deps.Health.Success(b.now, slot) {
 				out = b.tellFitness(slot, fleet.FailNone, out)
 			}

@@ -82,21 +82,3 @@ func TestRetriesEncodeNothing(t *testing.T) {
 		t.Errorf("%+v", out)
 	}
 }
-
-// TestImagesAreForgotten: what an endpoint has encoded is remembered as far as it
-// can be there still.
-func TestImagesAreForgotten(t *testing.T) {
-	var m images
-	for i := range kv.Key(3 * rememberedImages) {
-		m.add(i)
-		m.add(i)
-	}
-	if len(m.has) != rememberedImages || len(m.ring) != rememberedImages {
-		t.Errorf("%d and %d", len(m.has), len(m.ring))
-	}
-	for i := range kv.Key(3 * rememberedImages) {
-		if _, has := m.has[i]; has != (i >= 2*rememberedImages) {
-			t.Fatalf("image %d: %v", i, has)
-		}
-	}
-}

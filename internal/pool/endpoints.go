@@ -63,7 +63,7 @@ func (b *Brain) onEndpoint(ev *Endpoint, out []Action) []Action {
 		b.endpoints[slot].sampled, b.endpoints[slot].external = false, 0
 		b.endpoints[slot].sample, b.endpoints[slot].serves = Sample{}, nil
 		b.endpoints[slot].adapters.Clear()
-		b.endpoints[slot].images = images{}
+		b.endpoints[slot].images.Clear()
 		b.deps.Perf.Renew(slot)
 		b.update(slot, ev)
 	default:
@@ -260,7 +260,7 @@ func (b *Brain) onProbed(ev *Probed, out []Action) []Action {
 		// What returns after a failure may be a new process: believe nothing cached.
 		b.deps.KV.Doubt(slot)
 		b.endpoints[slot].adapters.Clear()
-		b.endpoints[slot].images = images{}
+		b.endpoints[slot].images.Clear()
 	}
 	return b.pump(out)
 }

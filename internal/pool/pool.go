@@ -101,7 +101,7 @@ type endpoint struct {
 	sampled  bool
 	adapters kv.Adapters     // believed loaded
 	serves   []fleet.Adapter // adapters it answers to, ascending; nil before it has told
-	images   images
+	images   kv.Images
 	barred   []fleet.EndpointID // whose KV it cannot use, as last told
 	external int                // requests seen in gauges that are not ours
 	peak     int                // most of ours in flight since the last sample

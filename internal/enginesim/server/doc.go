@@ -117,6 +117,18 @@
 // for how long, the last transfers (tokens, blocks, bytes, what they waited for and
 // took, how they ended) and counts.
 //
+// # Images
+//
+// Images of chats, messages and responses are encoded before the prompt is
+// computed, one at a time, each in Options.EncodeTime, and kept. With
+// Options.Encoder an engine does nothing else: its answer has no words, and in
+// "ec_transfer_params", by the hash of each image, where it is (peer_host,
+// peer_port, size_bytes, nixl_agent_metadata_b64). Sent with a request, that has
+// any engine fetch the image instead; what comes is held to the image that it must
+// be of, and what does not come, or is of another, is encoded where it is needed.
+// Over the wire, GET /sim/embeddings/{hash} of the encoder's own port, go a few
+// bytes at once. GET /sim/state counts images.
+//
 // # Faults
 //
 // POST /sim/fault makes the engine misbehave, DELETE /sim/fault (with
@@ -183,6 +195,8 @@
 //	pd-pull-stall       the other side waits as long as its client does for a source
 //	                    of a prefix that does not answer
 //	pd-unregistered     SGLang's bootstrap server answers 503
+//	ec-lost             who fetches an encoded image is told that there is none
+//	ec-wrong            who fetches an encoded image gets that of another
 //
 // A "count" above 0 limits a fault to that many requests, and "after" spares as
 // many before; otherwise it lasts until mended. A cut or a garbage answer to a request without "stream" breaks

@@ -35,6 +35,7 @@ var faultKinds = []string{
 	"kv-ring-short", "kv-replay-off", "kv-replay-slow", "kv-restart",
 	"pd-die-before", "pd-die-after", "pd-die-before-pull", "pd-die-after-pull", "pd-side-gone", "pd-restart", "pd-stale",
 	"pd-slow-link", "pd-expire", "pd-no-heartbeat", "pd-incompatible", "pd-hang", "pd-wrong-block", "pd-unregistered", "pd-pull-stall",
+	"ec-lost", "ec-wrong",
 }
 
 // validate fills in defaults and says what is wrong.
@@ -305,6 +306,6 @@ func (s *Server) showState(w http.ResponseWriter, _ *http.Request) {
 		"faults": active, "running": stats.Running, "waiting": stats.Waiting,
 		"blocks_total": stats.TotalBlocks, "blocks_used": stats.UsedBlocks, "blocks_cached": stats.CachedBlocks,
 		"blocks_evicted": stats.EvictedBlocks, "preemptions": stats.Preemptions, "aborts": stats.Finished[0],
-		"steps": stats.Steps, "busy_seconds": stats.Busy.Seconds(),
+		"images": s.ImageCounts(), "steps": stats.Steps, "busy_seconds": stats.Busy.Seconds(),
 	})
 }

@@ -20,6 +20,7 @@ type choice struct {
 	tokens  []uint32
 	salt    string // cache salt
 	move    *move  // nil: it is computed here and nowhere else
+	sight   *sight // nil: there are no images in it; of the first choice only
 	answer  answer
 	digests []kv.Digest // of its blocks, as far as they have been asked for
 }
@@ -39,9 +40,16 @@ type generation struct {
 // ends the handler, a client gone above all, release must free the engine.
 func (s *Server) begin(ctx context.Context, id string, choices []choice) (*generation, error) {
 	s.load.Add(1)
-	if err := s.fetch(ctx, choices); err != nil {
+	err := s.see(ctx, choices)
+	if err == nil {
+		err = s.fetch(ctx, choices)
+	}
+	if err != nil {
 		s.load.Add(-1)
 		return nil, err
+	}
+	if s.options.Encoder {
+		return &generation{server: s, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
 	}
 	if len(choices) > 0 && choices[0].move != nil && choices[0].move.short {
 		return &generation{server: s, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil

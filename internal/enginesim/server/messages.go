@@ -10,13 +10,14 @@ import (
 
 // messagesRequest is a request of Anthropic's API.
 type messagesRequest struct {
-	Model         string             `json:"model"`
-	Messages      []anthropicMessage `json:"messages"`
-	System        json.RawMessage    `json:"system"`
-	MaxTokens     *int               `json:"max_tokens"`
-	StopSequences []string           `json:"stop_sequences"`
-	Stream        bool               `json:"stream"`
-	KV            *kvParams          `json:"kv_transfer_params"`
+	Model         string               `json:"model"`
+	Messages      []anthropicMessage   `json:"messages"`
+	System        json.RawMessage      `json:"system"`
+	MaxTokens     *int                 `json:"max_tokens"`
+	StopSequences []string             `json:"stop_sequences"`
+	Stream        bool                 `json:"stream"`
+	KV            *kvParams            `json:"kv_transfer_params"`
+	Encoded       map[string]encodedAt `json:"ec_transfer_params"`
 	Tools         []struct {
 		Name        string `json:"name"`
 		Description string `json:"description,omitempty"`
@@ -76,7 +77,7 @@ func (q *messagesRequest) chat() (*wireRequest, error) {
 		return nil, badRequest("messages", "messages must contain at least one item")
 	}
 	c := &wireRequest{Model: q.Model, MaxTokens: q.MaxTokens, Stop: q.StopSequences, Stream: q.Stream}
-	c.KV = q.KV
+	c.KV, c.Encoded = q.KV, q.Encoded
 	system, err := blocks(q.System)
 	if err != nil {
 		return nil, badRequest("system", "system: %v", err)

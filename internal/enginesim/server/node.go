@@ -45,6 +45,7 @@ func Listen(addr string, c Config) (*Node, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	n.url = urlOf(l, c)
+	n.Server.eyes.serveAt(l.Addr())
 	n.http = c.httpServer(n.Server.Handler())
 	n.work.Go(func() { serveHTTP(n.http, l) })
 	return n, nil

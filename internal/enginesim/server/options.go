@@ -78,6 +78,10 @@ type Options struct {
 	CPUBandwidth  float64      // bytes per second and accelerator; 0: 25e9, PCIe 4 x16
 	DiskBandwidth float64      // bytes per second and accelerator; 0: 6e9, one NVMe drive
 
+	// Encoder makes it one that only encodes images, for others to fetch.
+	Encoder    bool
+	EncodeTime time.Duration // of one image; 0: 20 ms
+
 	PD PDOptions // what it has to do with requests of two legs
 
 	DevMode      bool // vLLM's routes for sleeping, pausing and resetting
@@ -100,6 +104,7 @@ func (o Options) withDefaults() Options {
 	fill(&o.CPUBandwidth, 25e9)
 	fill(&o.DiskBandwidth, 6e9)
 	fill(&o.KVBufferSteps, 10_000)
+	fill(&o.EncodeTime, 20*time.Millisecond)
 	if o.Engine == SGLang {
 		fill(&o.KVEncoding, kv.SGLangMap.String())
 	}
@@ -164,6 +169,8 @@ func (o Options) Validate() error {
 	check(o.Noise >= 0 && o.Noise <= 1, "noise", o.Noise, "0 to 1")
 	check(o.MaxSeqs > 0, "max-seqs", o.MaxSeqs, "a number above 0")
 	check(o.BudgetTokens > 0, "budget-tokens", o.BudgetTokens, "a number above 0")
+	check(o.EncodeTime > 0, "encode-time", o.EncodeTime, "a duration above 0")
+	check(!o.Encoder || o.Engine == VLLM, "engine", o.Engine, VLLM+" for one that only encodes")
 	check(o.OutputMean >= 1, "output-mean", o.OutputMean, "at least 1")
 	o.checkKV(check)
 	o.checkPD(check)

@@ -543,7 +543,7 @@ func (g *generation) appendNext(b []byte) []byte {
 		b = append(b, `,"kv_transfer_params":`...)
 		b = append(b, m.answer...)
 	}
-	return b
+	return g.appendEncoded(b)
 }
 
 // failBegun answers with an error that a stream tells of inside: KV that could not

@@ -24,6 +24,8 @@ type wireTransfer struct {
 	KV        *kvParams `json:"kv_transfer_params"`
 	Threshold *float64  `json:"cache_hit_threshold"`
 
+	Encoded map[string]encodedAt `json:"ec_transfer_params"`
+
 	roomParams
 }
 

@@ -81,11 +81,22 @@ func listenRanks(addr string, n int, shared bool, c Config) (*Group, error) {
 }
 
 // inARow returns an address from whose port on n are free, if that of first is 0.
+// Where much goes on, the neighbour of a free port is as likely in use as not.
 func inARow(first string, n int) (string, error) {
 	host, port, err := net.SplitHostPort(strings.TrimPrefix(first, "tcp://"))
 	if err != nil || port != "0" {
 		return first, err
 	}
+	const tries = 64
+	for range tries {
+		if first, err = freeInARow(host, n); err == nil {
+			break
+		}
+	}
+	return first, err
+}
+
+func freeInARow(host string, n int) (string, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return "", err

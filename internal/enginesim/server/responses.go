@@ -9,22 +9,23 @@ import (
 
 // responsesRequest is a request of OpenAI's responses API.
 type responsesRequest struct {
-	Model           string          `json:"model"`
-	Input           json.RawMessage `json:"input"`
-	Instructions    *string         `json:"instructions"`
-	MaxOutputTokens *int            `json:"max_output_tokens"`
-	Stream          bool            `json:"stream"`
-	KV              *kvParams       `json:"kv_transfer_params"`
-	Background      bool            `json:"background"`
-	Store           *bool           `json:"store"` // nil: yes
-	Previous        *string         `json:"previous_response_id"`
-	Tools           json.RawMessage `json:"tools"`
-	ToolChoice      json.RawMessage `json:"tool_choice"`
-	Metadata        json.RawMessage `json:"metadata"`
-	Temperature     *float64        `json:"temperature"`
-	TopP            *float64        `json:"top_p"`
-	CacheSalt       string          `json:"cache_salt"`
-	IgnoreEOS       bool            `json:"ignore_eos"`
+	Model           string               `json:"model"`
+	Input           json.RawMessage      `json:"input"`
+	Instructions    *string              `json:"instructions"`
+	MaxOutputTokens *int                 `json:"max_output_tokens"`
+	Stream          bool                 `json:"stream"`
+	KV              *kvParams            `json:"kv_transfer_params"`
+	Encoded         map[string]encodedAt `json:"ec_transfer_params"`
+	Background      bool                 `json:"background"`
+	Store           *bool                `json:"store"` // nil: yes
+	Previous        *string              `json:"previous_response_id"`
+	Tools           json.RawMessage      `json:"tools"`
+	ToolChoice      json.RawMessage      `json:"tool_choice"`
+	Metadata        json.RawMessage      `json:"metadata"`
+	Temperature     *float64             `json:"temperature"`
+	TopP            *float64             `json:"top_p"`
+	CacheSalt       string               `json:"cache_salt"`
+	IgnoreEOS       bool                 `json:"ignore_eos"`
 	Text            struct {
 		Format struct {
 			Type   string `json:"type"`
@@ -50,7 +51,7 @@ type item struct {
 // messages, without instructions, are what the next turn goes on from.
 func (q *responsesRequest) chat(before []message) (c *wireRequest, turns []message, err error) {
 	c = &wireRequest{Model: q.Model, MaxTokens: q.MaxOutputTokens, CacheSalt: q.CacheSalt, IgnoreEOS: q.IgnoreEOS}
-	c.KV = q.KV
+	c.KV, c.Encoded = q.KV, q.Encoded
 	if turns, err = q.turns(before); err != nil {
 		return nil, nil, err
 	}

@@ -45,6 +45,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /sim/kv", s.showKV)
 	mux.HandleFunc("POST /sim/kv", s.matchKV)
 	mux.HandleFunc("GET /sim/pd", s.showPD)
+	mux.HandleFunc("GET /sim/embeddings/{hash}", s.sendEmbedding)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, &apiError{http.StatusNotFound, "Not Found", ""})
 	})

@@ -36,6 +36,7 @@ type Server struct {
 	faults  faults
 	kv      *feed // nil: no KV events
 	pd      *pd   // nil: no part in requests of two legs
+	eyes    *eyes
 	onCrash func()
 
 	wake   chan struct{} // one slot: the engine has something new
@@ -117,7 +118,7 @@ func New(c Config) (*Server, error) {
 		options: o, epoch: time.Now(), onCrash: c.OnCrash,
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
 		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMeter(o),
-		kv: newFeed(o), pd: newPD(o),
+		kv: newFeed(o), pd: newPD(o), eyes: newEyes(),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
 	for _, l := range o.LoRAs {

@@ -81,7 +81,7 @@ const imageTokens = 256
 func appendImage(dst []uint32, url string) []uint32 {
 	n := len(dst)
 	dst = append(dst, tokenPart)
-	dst = appendTokens(dst, fmt.Sprintf("%016x", xxhash.Sum64String(url)))
+	dst = appendTokens(dst, imageHash(url))
 	for len(dst) < n+imageTokens {
 		dst = append(dst, tokenPart)
 	}

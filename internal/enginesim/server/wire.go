@@ -159,6 +159,12 @@ func (s *Server) plan(q *wireRequest, chat bool) (choices []choice, model string
 		}
 		choices = append(choices, s.speak(q, served.adapter, tokens, limit, v, script)...)
 	}
+	if chat && len(choices) > 0 {
+		choices[0].sight = sightOf(q.Messages, q.Encoded)
+	}
+	if s.options.Encoder && (len(choices) == 0 || choices[0].sight == nil) {
+		return nil, "", badRequest("messages", "this engine only encodes images, and there is none")
+	}
 	return choices, served.name, s.join(q, choices)
 }
 
