@@ -22,6 +22,7 @@ type cli struct {
 	Bench     benchCmd     `cmd:"" help:"Send load to any OpenAI-compatible server and measure it."`
 	Profile   profileCmd   `cmd:"" help:"Find out how fast a live server is, and write it down for its siblings."`
 	Simulate  simulateCmd  `cmd:"" help:"Compare policies in virtual time, with the code that serves live."`
+	Size      sizeCmd      `cmd:"" help:"Find the layout of a number of devices, whole or xPyD, that serves most."`
 	Explain   explainCmd   `cmd:"" help:"Tell why a request went where it did, and what happened."`
 	Status    statusCmd    `cmd:"" help:"Show the pools and endpoints of a running gateway."`
 	Top       topCmd       `cmd:"" help:"Watch a running gateway: endpoints, queues, and the KV moved between them."`

@@ -37,6 +37,7 @@ type Variant struct {
 	Role     fleet.Role
 	NIC      float64 // bytes per second with which each device can send KV to others; 0 for none
 	Pulls    bool    // its replicas fetch from each other's caches, with a NIC
+	Lockstep bool    // each data-parallel rank is an endpoint of its own, in step with the others of its replica; else a replica is one, its work even over ranks
 }
 
 // CostPerHour returns the cost of one replica, in US dollars per hour; 0 when
@@ -158,6 +159,7 @@ func (s *Scene) config(c Cell) sim.Config {
 		cfg.Ended = func(o sim.Outcome) { s.Ended(c, o) }
 	}
 	speeds := stat.NewRand(c.Seed, "speeds")
+	sets := 0
 	add := func(i, k int) {
 		v := &s.Variants[i]
 		factor := 1 + s.Spread*(2*speeds.Float64()-1)
@@ -167,11 +169,20 @@ func (s *Scene) config(c Cell) sim.Config {
 		if k < len(v.Factors) {
 			factor *= v.Factors[k]
 		}
-		physics := v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
-		cfg.Replicas = append(cfg.Replicas, sim.Replica{
-			Physics: physics, Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links(),
+		rep := sim.Replica{
+			Limits: v.limits(), Variant: uint64(i + 1), Step: v.Belief, Offload: v.offload(), Links: v.links(),
 			Role: v.Role, Connector: v.connector(), Pulls: v.Pulls && v.NIC > 0, Wire: v.wire(), Leaves: v.leaves(),
-		})
+		}
+		ranks := 1
+		if v.Lockstep && v.Serving.DP > 1 {
+			ranks = v.Serving.DP
+			sets++
+			rep.Set, rep.Limits, rep.Step = sets, v.rankLimits(), v.Belief.Rank(ranks)
+		}
+		for range ranks {
+			rep.Physics = v.physics(factor, s.Noise, stat.Mix64(c.Seed<<20+uint64(len(cfg.Replicas))))
+			cfg.Replicas = append(cfg.Replicas, rep)
+		}
 	}
 	for i := range s.Variants {
 		for k := range s.Variants[i].Replicas {
@@ -209,7 +220,7 @@ func (v *Variant) physics(factor, noise float64, seed uint64) enginesim.Physics 
 	}
 	r := enginesim.NewRoofline(v.Serving)
 	r.Factor, r.Noise, r.Seed = factor, noise, seed
-	if v.Serving.DP > 1 {
+	if v.Serving.DP > 1 && !v.Lockstep {
 		return enginesim.Ranks{Rank: r, N: v.Serving.DP}
 	}
 	return r
@@ -282,6 +293,13 @@ func (v *Variant) limits() fleet.Limits {
 		most.KVTokens = fleet.Tokens(v.Serving.KVTokens())
 	}
 	return v.Limits.Merge(most)
+}
+
+// rankLimits are those of one rank of a replica.
+func (v *Variant) rankLimits() fleet.Limits {
+	l, n := v.limits(), v.Serving.DP
+	l.MaxSeqs, l.BudgetTokens, l.KVTokens = max(l.MaxSeqs/n, 1), max(l.BudgetTokens/fleet.Tokens(n), 1), l.KVTokens/fleet.Tokens(n)
+	return l
 }
 
 // RunAll runs cells, so many at once, and tells progress after each. The results

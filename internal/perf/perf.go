@@ -63,6 +63,18 @@ type Work struct {
 	Pairs  float64 // attention pairs of the prompt tokens (A)
 }
 
+// Rank returns the step of one of n ranks that share a clock, s being that of all of
+// them, where the others do as much as it does.
+func (s Step) Rank(n int) Step {
+	k := float64(n)
+	s.PerSeq, s.PerKV, s.PerPrompt, s.PerPair = s.PerSeq*k, s.PerKV*k, s.PerPrompt*k, s.PerPair*k
+	s.Shadow /= k
+	if s.Experts > 0 {
+		s.Touch = -math.Expm1(k * math.Log1p(-s.Touch))
+	}
+	return s
+}
+
 // Time returns the duration of a step in seconds.
 func (s Step) Time(w Work) float64 { return s.time(&w) }
 

@@ -59,3 +59,14 @@ func BenchmarkTTFT(b *testing.B) {
 		_ = qwen.TTFT(l, 0, 12000)
 	}
 }
+
+func TestARankTakesAsLongAsItsSet(t *testing.T) {
+	set := Step{Base: 5e-3, PerSeq: 1e-5, PerKV: 1e-8, PerPrompt: 4e-6, PerPair: 1e-9, Experts: 20e-3, Touch: 1.0 / 32}
+	rank := set.Rank(8)
+	for _, w := range []Work{{Seqs: 1, KV: 100}, {Seqs: 30, KV: 90_000}, {Seqs: 4, KV: 9000, Prompt: 2000, Pairs: 2e6}} {
+		all := Work{Seqs: 8 * w.Seqs, KV: 8 * w.KV, Prompt: 8 * w.Prompt, Pairs: 8 * w.Pairs}
+		if a, b := rank.Time(w), set.Time(all); math.Abs(a/b-1) > 1e-9 {
+			t.Errorf("%+v: %v, of the set %v", w, a, b)
+		}
+	}
+}
