@@ -45,6 +45,7 @@ Examples:
   penstock simulate --trace conversation.jsonl --gateways 4 --kv-events --cpu-tier 1200000
   penstock simulate --trace conversation.jsonl --kv-events --kv-event-lag 50ms --kv-event-loss 0.01
   penstock simulate --trace conversation.jsonl --cpu-tier 1200000 --disk-tier 6000000
+  penstock simulate --workload shared_prefix.yaml --replicas 8 --prefill 3
   penstock simulate --trace conversation.jsonl --cache-curve --replicas 12
   penstock simulate --journal decisions.journal --policy prefix-affinity,least-request
 
@@ -84,9 +85,13 @@ they have measured. "cached" counts tokens of all tiers. --cache-curve says befo
 more room would hold: it simulates no engine, but caches of several sizes that prompts
 stay with or are dealt to in turn.
 
-Not simulated: KV that moves between engines or stands in a store they share; prompts
-computed on one engine and answered on another; writing to slower tiers, which costs no
-time; tokenizing prompts and naming blocks, which gateways do at once and without error;
+--prefill N has the first N replicas compute prompts for the others, which decode; KV
+moves at what 70 % of --nic and 10 ms a request allow. In a Fleet file endpoints have
+their roles and the pool its connector and when to split. penstock size finds the best
+numbers of each.
+
+Not simulated: KV in a store that engines share; engines that refuse each other's KV;
+writing to slower tiers, which costs no time; tokenizing prompts and naming blocks, which gateways do at once and without error;
 outputs whose length depends on who answers. A cell (policy, load, seed) that has been run before by the same
 binary with the same settings is taken from the cache.`
 }

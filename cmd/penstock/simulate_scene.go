@@ -34,6 +34,8 @@ type sceneFlags struct {
 	Accelerator string         `group:"Fleet" placeholder:"NAME[:N],..." help:"Their accelerator, or how many of each: H100:3,A100:3 (default H100)."`
 	TP          *int           `group:"Fleet" name:"tp" help:"Their tensor parallelism (default 2)."`
 	KVTokens    *int           `group:"Fleet" name:"kv-tokens" placeholder:"N" help:"Their KV cache in tokens (default: what the accelerators hold)."`
+	Prefill     int            `group:"Fleet" default:"0" help:"So many of them compute prompts for the others, which decode; without a Fleet file."`
+	NIC         float64        `group:"Fleet" name:"nic" default:"50" placeholder:"GB/S" help:"With which each device sends KV to others, where engines hand it over: with --prefill, or where a Fleet file says so."`
 	Faults      string         `group:"Fleet" type:"existingfile" placeholder:"FILE" help:"What happens to replicas, and when: see below."`
 	Gateways    int            `group:"Fleet" default:"1" help:"Gateways that share the load, each with a view of its own."`
 	KVEvents    bool           `group:"Fleet" name:"kv-events" help:"Engines publish what they cache, and gateways follow; without, gateways remember what they sent."`
@@ -193,13 +195,35 @@ func (f *sceneFlags) fromFlags(e *experiment) error {
 			e.scene.Variants[i].Limits.KVTokens = fleet.Tokens(*f.KVTokens)
 		}
 	}
+	return f.apart(e)
+}
+
+// apart has some replicas compute prompts for the others.
+func (f *sceneFlags) apart(e *experiment) error {
+	if f.Prefill == 0 {
+		return nil
+	}
+	v := e.scene.Variants[0]
+	switch {
+	case len(e.scene.Variants) > 1:
+		return errors.New("--prefill: of several accelerators it is not known which are to compute prompts: give endpoints their role in a Fleet file")
+	case f.Prefill < 0 || f.Prefill >= v.Replicas:
+		return fmt.Errorf("--prefill: must be at least 0 and leave one of the %d replicas to decode, is %d", v.Replicas, f.Prefill)
+	case !(f.NIC > 0):
+		return fmt.Errorf("--nic: must be more than 0 for engines to hand KV over, is %v", f.NIC)
+	}
+	v.NIC = f.NIC * 1e9
+	pre, dec := v, v
+	pre.Name, pre.Role, pre.Replicas = "prefill", fleet.RolePrefill, f.Prefill
+	dec.Name, dec.Role, dec.Replicas = "decode", fleet.RoleDecode, v.Replicas-f.Prefill
+	e.scene.Variants = []lab.Variant{pre, dec}
 	return nil
 }
 
 // fromFile makes the fleet of a pool in a Fleet file.
 func (f *sceneFlags) fromFile(e *experiment) error {
-	if f.Model != "" || f.Accelerator != "" || f.TP != nil || f.Replicas != nil || f.KVTokens != nil {
-		return errors.New("--fleet tells what is served: leave --model, --accelerator, --tp, --replicas and --kv-tokens away")
+	if f.Model != "" || f.Accelerator != "" || f.TP != nil || f.Replicas != nil || f.KVTokens != nil || f.Prefill != 0 {
+		return errors.New("--fleet tells what is served: leave --model, --accelerator, --tp, --replicas, --prefill and --kv-tokens away")
 	}
 	file, errs := config.LoadSimulated(f.Fleet)
 	if len(errs) > 0 {
@@ -222,7 +246,7 @@ func (f *sceneFlags) fromFile(e *experiment) error {
 	}
 	e.scene.Pool, e.scene.Scrape = p.Config, file.Scrape.Interval
 	for i := range p.Variants {
-		e.scene.Variants = append(e.scene.Variants, variantOf(p, i))
+		e.scene.Variants = append(e.scene.Variants, byRole(p, i, variantOf(p, i), f.NIC*1e9)...)
 	}
 	e.settings = append(e.settings, lab.Setting{Name: "Fleet file", Value: fmt.Sprintf("%s, pool %s", f.Fleet, p.Name)})
 	return nil
@@ -240,6 +264,37 @@ func variantOf(p *config.Pool, i int) lab.Variant {
 		out.Belief = lab.Belief(out.Serving)
 	}
 	return out
+}
+
+// byRole divides the i-th variant of a pool by what its endpoints are there for, where
+// they can hand KV over.
+func byRole(p *config.Pool, i int, v lab.Variant, nic float64) []lab.Variant {
+	if p.KV.Transfer.Connector == "" {
+		return []lab.Variant{v}
+	}
+	v.NIC = nic
+	var all []lab.Variant
+	if p.Variants[i].Replicas == 0 {
+		for _, role := range []fleet.Role{fleet.RoleBoth, fleet.RolePrefill, fleet.RoleDecode} {
+			part := v
+			part.Role, part.Replicas = role, 0
+			for _, e := range p.Endpoints {
+				if at, ok := p.FindVariant(e.Variant); ok && at == i && e.FleetRole() == role {
+					part.Replicas++
+				}
+			}
+			if role != fleet.RoleBoth {
+				part.Name += " (" + role.String() + ")"
+			}
+			if part.Replicas > 0 {
+				all = append(all, part)
+			}
+		}
+	}
+	if len(all) == 0 {
+		return []lab.Variant{v}
+	}
+	return all
 }
 
 // loadID stands for a load made of a file's content.

@@ -172,6 +172,47 @@ func TestSimulateComparesPoliciesOverLoads(t *testing.T) {
 	}
 }
 
+// TestSimulateSplits: prompts are computed apart by flags and as a Fleet file says.
+func TestSimulateSplits(t *testing.T) {
+	load := write(t, "small.yaml", smallLoad)
+	args := []string{"simulate", "--cache", "off", "--workload", load, "--policy", "predictive", "--seeds", "1", "--json"}
+	whole, apart := []string{"--replicas", "3"}, []string{"--replicas", "3", "--prefill", "1"}
+	file := []string{"--fleet", write(t, "fleet.yaml", `apiVersion: penstock.dev/v1alpha1
+kind: Fleet
+pools:
+  - model: Qwen/Qwen3-32B
+    split: always
+    kv: {transfer: {connector: nixl}}
+    variants: [{name: a, accelerator: H100, tp: 2}]
+    endpoints:
+      - {url: "http://127.0.0.1:1", variant: a, role: prefill}
+      - {url: "http://127.0.0.1:2", variant: a, role: decode}
+      - {url: "http://127.0.0.1:3", variant: a, role: decode}
+`)}
+	for _, c := range []struct {
+		name  string
+		fleet []string
+		most  float64 // share of all legs that the first replica has
+	}{{"whole", whole, 0.45}, {"apart", apart, 0.3}, {"all apart", file, 0.5}} {
+		code, out, errs := penstock(t, append(args, c.fleet...)...)
+		var x struct {
+			Rows []struct{ Shares []float64 }
+		}
+		if err := json.Unmarshal([]byte(out), &x); code != 0 || err != nil {
+			t.Fatalf("%s: exit %d, %v\n%s", c.name, code, err, errs)
+		}
+		// One leg of two where every request is split.
+		if got := x.Rows[0].Shares[0]; got > c.most || c.most == 0.5 && got != 0.5 {
+			t.Errorf("%s: the first replica has %v of the legs, want %v", c.name, got, c.most)
+		}
+	}
+	for _, c := range []struct{ flag, value, want string }{{"--prefill", "3", "leave one of the 3"}, {"--nic", "0", "must be more than 0"}} {
+		if code, _, errs := penstock(t, append(append(args, apart...), c.flag, c.value)...); code != 1 || !strings.Contains(errs, c.want) {
+			t.Errorf("%s %s: exit %d, %q", c.flag, c.value, code, errs)
+		}
+	}
+}
+
 func TestSimulateTakesAFleetFile(t *testing.T) {
 	code, out, errs := penstock(t, "simulate", "--cache", "off", "--workload", write(t, "small.yaml", smallLoad),
 		"--fleet", "../../examples/simulate_fleet.yaml", "--policy", "all", "--seeds", "1")
