@@ -187,6 +187,52 @@ func (s *Simulated) start(o server.Options) error {
 	return nil
 }
 
+// Node returns engine i, from 0; after Restart it is another one.
+func (s *Simulated) Node(i int) *server.Node { return s.nodes[i] }
+
+// Restart starts another process at the addresses of engine i, which has ended or
+// is ended now. Nothing else may use the engines meanwhile.
+func (s *Simulated) Restart(i int) error {
+	old := s.nodes[i]
+	if err := old.Close(); err != nil {
+		return fmt.Errorf("simulated engine: %w", err)
+	}
+	o := old.Server.Options()
+	events, replay := old.KVAddresses()
+	side, bootstrap := old.PDAddresses()
+	for field, address := range map[*string]string{
+		&o.KVEvents: events, &o.KVReplay: replay, &o.PD.SideChannel: side, &o.PD.Bootstrap: bootstrap,
+	} {
+		if address == "" {
+			continue
+		}
+		first, err := firstOf(address, o.Replica+o.KVRank)
+		if err != nil {
+			return err
+		}
+		*field = first
+	}
+	n, err := server.Listen(strings.TrimPrefix(old.URL(), "http://"), server.Config{Options: o})
+	if err != nil {
+		return fmt.Errorf("simulated engine: %w", err)
+	}
+	s.nodes[i] = n
+	return nil
+}
+
+// firstOf is the address of engine 0, of that of engine i.
+func firstOf(address string, i int) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return "", fmt.Errorf("port of %s: %w", address, err)
+	}
+	return net.JoinHostPort(host, strconv.Itoa(number-i)), nil
+}
+
 // maxReplicas bounds the servers of one process.
 const maxReplicas = 256
 

@@ -184,6 +184,7 @@ var faultMatrix = []struct {
 	{name: "decode dies before the pull", kind: "pd-die-before-pull"},
 	{name: "decode dies after the pull", kind: "pd-die-after-pull"},
 	{name: "prefill is another process by then", kind: "pd-restart", atPrefill: true, unseen: true},
+	{name: "prefill is another process between the legs", kind: "pd-restart-after", atPrefill: true},
 	{name: "the pair is incompatible", kind: "pd-incompatible", atPrefill: true},
 	{name: "a wrong block", kind: "pd-wrong-block", atPrefill: true},
 	{name: "the side channel is gone", kind: "pd-side-gone", atPrefill: true},
@@ -226,6 +227,47 @@ func TestSplitRequestsSurvive(t *testing.T) {
 			if got, _ := complete(t, a, "again", prompt, true); got != want {
 				t.Errorf("answered %q, before the fault %q", got, want)
 			}
+		})
+	}
+}
+
+// An engine that is started again at its addresses takes part as before.
+func TestSimulatedEnginesRestart(t *testing.T) {
+	for _, connector := range []string{server.NIXL, server.Mooncake, server.Rooms} {
+		t.Run(connector, func(t *testing.T) {
+			t.Parallel()
+			a, sim := startSplitBy(t, connector, 2, 2, pool.SplitAlways, "round-robin")
+			prompt := strings.Repeat("the gate and pipe that feed a turbine. ", 60)
+			want, _ := complete(t, a, "before", prompt, true)
+			restarted := map[string]bool{}
+			for i := 0; i < sim.Engines(); i += 2 { // the others serve meanwhile
+				restarted[sim.Pool.Endpoints[i].Name] = false
+				old := sim.Node(i)
+				side, bootstrap := old.PDAddresses()
+				events, replay := old.KVAddresses()
+				if err := sim.Restart(i); err != nil {
+					t.Fatal(err)
+				}
+				n := sim.Node(i)
+				if s, b := n.PDAddresses(); n == old || n.URL() != old.URL() || s != side || b != bootstrap {
+					t.Errorf("engine %d is at %s, %s, %s; was at %s, %s, %s", i, n.URL(), s, b, old.URL(), side, bootstrap)
+				}
+				if e, r := n.KVAddresses(); e != events || r != replay {
+					t.Errorf("engine %d tells of its KV at %s, %s; did at %s, %s", i, e, r, events, replay)
+				}
+			}
+			n := 0
+			until(t, "they take part", func() bool {
+				id := fmt.Sprint("after", n)
+				n++
+				if got, _ := complete(t, a, id, prompt, true); got != want {
+					t.Fatalf("answered %q, before the restart %q", got, want)
+				}
+				if at := explained(t, a, id).Attempts; len(at) == 1 && at[0].Prefill != "" {
+					restarted[at[0].Prefill], restarted[at[0].Chosen] = true, true
+				}
+				return restarted[sim.Pool.Endpoints[0].Name] && restarted[sim.Pool.Endpoints[2].Name]
+			})
 		})
 	}
 }

@@ -183,6 +183,7 @@
 //	pd-die-after-pull   the other side crashes when it has fetched, before its answer
 //	pd-restart          at once: another process at the same addresses. Nothing is
 //	                    cached or kept, and what is under way breaks off
+//	pd-restart-after    the same, between the end of an answer and the fetching
 //	pd-stale            do not notice what is meant for another process: send what is
 //	                    in those blocks now
 //	pd-side-gone        the side channel closes connections at once

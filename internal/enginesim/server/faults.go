@@ -33,7 +33,7 @@ var faultKinds = []string{
 	"metrics-stale", "metrics-missing", "metrics-empty", "metrics-huge", "slow", "crash",
 	"kv-drop", "kv-swap", "kv-duplicate", "kv-corrupt", "kv-malformed", "kv-unknown",
 	"kv-ring-short", "kv-replay-off", "kv-replay-slow", "kv-restart",
-	"pd-die-before", "pd-die-after", "pd-die-before-pull", "pd-die-after-pull", "pd-side-gone", "pd-restart", "pd-stale",
+	"pd-die-before", "pd-die-after", "pd-die-before-pull", "pd-die-after-pull", "pd-side-gone", "pd-restart", "pd-restart-after", "pd-stale",
 	"pd-slow-link", "pd-expire", "pd-no-heartbeat", "pd-incompatible", "pd-hang", "pd-wrong-block", "pd-unregistered", "pd-pull-stall",
 	"ec-lost", "ec-wrong",
 }
@@ -218,6 +218,13 @@ func (s *Server) SetFault(f Fault) error {
 	}
 	s.apply(f)
 	return nil
+}
+
+// Suffers reports whether a fault of a kind is active.
+func (s *Server) Suffers(kind string) bool {
+	s.faults.mu.Lock()
+	defer s.faults.mu.Unlock()
+	return s.faults.active[kind] != nil
 }
 
 // ClearFault mends the fault of one kind, or all when kind is empty.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"penstock.dev/penstock/internal/enginesim"
 	"penstock.dev/penstock/internal/kv"
@@ -29,6 +30,7 @@ type choice struct {
 // as seen by the handler that answers with them. It belongs to that handler.
 type generation struct {
 	server  *Server
+	id      string // as its client knows it
 	choices []choice
 	call    *call
 	cut     *cut  // the fault that breaks it off, if any
@@ -39,20 +41,20 @@ type generation struct {
 // begin submits choices under the id that clients know the request by. Whatever
 // ends the handler, a client gone above all, release must free the engine.
 func (s *Server) begin(ctx context.Context, id string, choices []choice) (*generation, error) {
-	s.load.Add(1)
+	s.enter(id)
 	err := s.see(ctx, choices)
 	if err == nil {
 		err = s.fetch(ctx, choices)
 	}
 	if err != nil {
-		s.load.Add(-1)
+		s.exit(id)
 		return nil, err
 	}
 	if s.options.Encoder {
-		return &generation{server: s, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
+		return &generation{server: s, id: id, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
 	}
 	if len(choices) > 0 && choices[0].move != nil && choices[0].move.short {
-		return &generation{server: s, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
+		return &generation{server: s, id: id, choices: choices, call: idleCall(len(choices)), sent: make([]int, len(choices))}, nil
 	}
 	call, err := s.submit(id, choices)
 	for {
@@ -70,18 +72,49 @@ func (s *Server) begin(ctx context.Context, id string, choices []choice) (*gener
 		}
 	}
 	if err != nil {
-		s.load.Add(-1)
+		s.exit(id)
 		s.leave(choices)
 		return nil, err
 	}
-	return &generation{server: s, choices: choices, call: call, cut: s.faults.cut(), sent: make([]int, len(choices))}, nil
+	return &generation{server: s, id: id, choices: choices, call: call, cut: s.faults.cut(), sent: make([]int, len(choices))}, nil
 }
 
 // release takes what is left out of the engine.
 func (g *generation) release() {
-	g.server.load.Add(-1)
 	g.server.drop(g.call)
 	g.server.leave(g.choices)
+	g.server.exit(g.id)
+}
+
+// enter counts a request as under way, from before anything is fetched for it.
+func (s *Server) enter(id string) {
+	s.load.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.underWay[id]++
+}
+
+// exit ends what enter has begun.
+func (s *Server) exit(id string) {
+	s.load.Add(-1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.underWay[id]--; s.underWay[id] <= 0 {
+		delete(s.underWay, id)
+	}
+}
+
+// UnderWay reports whether a request is under way whose id contains part. Clients
+// choose a part of the ids that engines know requests by.
+func (s *Server) UnderWay(part string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.underWay {
+		if strings.Contains(id, part) {
+			return true
+		}
+	}
+	return false
 }
 
 // ended reports whether choice i will get no more tokens.

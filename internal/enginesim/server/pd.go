@@ -438,6 +438,9 @@ func (s *Server) answered(w http.ResponseWriter, choices []choice) {
 		_ = http.NewResponseController(w).Flush() // the client may be gone
 		s.die()
 	}
+	if _, ok := s.faults.hit("pd-restart-after", false); ok {
+		s.restartPD()
+	}
 }
 
 // die ends the process in the middle of a request.

@@ -196,3 +196,31 @@ func TestRemoteBlocks(t *testing.T) {
 		}
 	}
 }
+
+// A prompt whose client leaves just as it has been computed is kept for nobody.
+func TestLeavingAtTheEndKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{Model: "penstock/tiny", TP: 1, MaxModelLen: 8192}
+		o.PD.Connector = NIXL
+		s, err := New(Config{Options: o}) // not run: what has happened is found out when its client has left
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := passage(320, 1)
+		chain, _ := enginesim.Chain(nil, startOf("", ""), tokens)
+		c, err := s.submit("left", []choice{{
+			prompt: len(tokens), max: 1, tokens: tokens, move: &move{keep: true},
+			answer: answer{chain: chain, ends: []int{1}, finish: enginesim.FinishLength},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.advance() // its step begins
+		time.Sleep(time.Minute)
+		s.drop(c)
+		s.advance()
+		if st := s.Stats(); st.Kept != 0 || st.UsedBlocks != 0 || st.Steps == 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}

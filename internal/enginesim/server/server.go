@@ -52,6 +52,7 @@ type Server struct {
 	engine   *enginesim.Engine
 	throttle *throttle
 	legs     map[fleet.ReqID]*leg
+	underWay map[string]int // requests by the id that clients know them by
 	loras    []loraModule
 	loraSeen []loraSeries
 	lastID   fleet.ReqID
@@ -117,7 +118,7 @@ func New(c Config) (*Server, error) {
 	*s = Server{
 		options: o, epoch: time.Now(), onCrash: c.OnCrash,
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
-		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), metrics: newMeter(o),
+		engine: e, throttle: t, legs: make(map[fleet.ReqID]*leg), underWay: make(map[string]int), metrics: newMeter(o),
 		kv: newFeed(o), pd: newPD(o), eyes: newEyes(),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })
@@ -217,6 +218,11 @@ func (s *Server) deliver(o *enginesim.Output) {
 		return
 	}
 	l := s.legs[o.Req]
+	if l == nil && o.Kind == enginesim.KindTokens && o.Finish != enginesim.NotFinished {
+		// It has been computed while its client left: nobody knows of what was to be
+		// kept for another engine.
+		s.engine.Release(s.now(), o.Req)
+	}
 	if l == nil || o.Kind != enginesim.KindTokens {
 		return
 	}
