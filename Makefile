@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity contest contest-kv bench bench-gateway bench-kv kv-truth
+.PHONY: help build check check-engine test race fuzz soak fidelity contest contest-kv bench bench-gateway bench-kv kv-truth pd-failures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ bench-gateway: build ## Measure what the gateway costs beside HAProxy, 8 minutes
 kv-truth: ## Hold what is said to be cached to what is, while events get lost and engines restart, 4 minutes; FLAGS=--quick
 	@go build -o dist/kvtruth ./test/kvtruth
 	@./dist/kvtruth $(FLAGS)
+
+pd-failures: ## Have everything happen to split requests that can, a hundred times each under load, 8 minutes; FLAGS=--quick
+	@go build -o dist/pdfail ./test/pdfail
+	@./dist/pdfail $(FLAGS)
 
 bench-kv: ## Measure the index of blocks with 10 million of them, half a minute; FLAGS=--quick for less
 	@go build -o dist/benchkv ./test/benchkv
