@@ -122,7 +122,7 @@ func (s *Simulated) connect(o *server.Options, connector string) error {
 	s.Pool.KV.Transfer.Connector, o.PD.Connector = string(k), string(k)
 	switch k {
 	case engine.ConnectorSGLang:
-		o.Engine, s.Pool.Split = server.SGLang, pool.SplitAlways // its engines for one leg compute nothing whole
+		o.Engine, s.Pool.Split = server.SGLang, pool.SplitOnly // its engines for one leg compute nothing whole
 	case engine.ConnectorShared:
 		s.dir, err = os.MkdirTemp("", "penstock-shared-kv-")
 		o.PD.SharedDir = s.dir

@@ -271,3 +271,37 @@ func TestSimulatedEnginesRestart(t *testing.T) {
 		})
 	}
 }
+
+// An engine that only takes prompts over is never asked for a whole request: its
+// refusal would be the client's answer.
+func TestEnginesOfOneLegAreNotAskedForTheOther(t *testing.T) {
+	a, sim := startSplitBy(t, server.Rooms, 1, 2, pool.SplitOnly, "predictive")
+	complete(t, a, "before", "a prompt of no great length, to begin with", true)
+	if err := sim.nodes[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(id string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.URL()+"/v1/completions", strings.NewReader(`{"model":"Qwen/Qwen3-32B","prompt":"what now?","max_tokens":3}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("X-Request-Id", id)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	for i := range 8 {
+		if got := ask(fmt.Sprint("q", i)); got < http.StatusInternalServerError {
+			t.Errorf("request %d: %d", i, got)
+		}
+	}
+	if err := sim.Restart(0); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "requests are served again", func() bool { return ask("again") == http.StatusOK })
+}

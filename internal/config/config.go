@@ -271,6 +271,9 @@ func (f *Fleet) complete() {
 		if p.Name == "" {
 			p.Name = p.Model
 		}
+		if p.KV.Transfer.Connector == string(engine.ConnectorSGLang) && p.Split != pool.SplitNever {
+			p.Split = pool.SplitOnly // its engines do the leg that they were started for, and nothing else
+		}
 		for k := range p.Endpoints {
 			e := &p.Endpoints[k]
 			if base, err := engine.CheckURL(e.URL); err == nil {

@@ -18,13 +18,14 @@ const (
 	OutOwner            // another endpoint holds what this request continues
 	OutAdapter          // does not have the adapter the request names
 	OutLong             // cannot hold so long a request, and another can
+	OutAlone            // answers only what another has computed, and there is none who could
 	verdicts
 )
 
 // Verdicts is the number of verdicts, for tables indexed by one.
 const Verdicts = int(verdicts)
 
-var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner", "adapter", "too-long"}
+var verdictNames = [...]string{"eligible", "ejected", "trial", "full", "draining", "tried", "role", "owner", "adapter", "too-long", "alone"}
 
 // String returns the verdict's name.
 func (v Verdict) String() string { return nameOf(verdictNames[:], int(v)) }

@@ -22,7 +22,7 @@ type Config struct {
 	Retry   flow.Retry    `json:"retry"`   // how often a request may be tried elsewhere
 	Health  health.Config `json:"health"`  // when an endpoint is out, and when back
 	Index   kv.Config     `json:"index"`   // what is believed of caches, and how much of it is kept
-	Split   Split         `json:"split"`   // when one endpoint computes the prompt for another: auto, always or never
+	Split   Split         `json:"split"`   // when one endpoint computes the prompt for another: auto, always, only or never
 	Pull    Pull          `json:"pull"`    // when one endpoint fetches from the cache of another: auto or never
 }
 
@@ -33,6 +33,7 @@ type Split string
 const (
 	SplitAuto   Split = "auto"   // where the policy finds that it pays
 	SplitAlways Split = "always" // wherever two endpoints can
+	SplitOnly   Split = "only"   // as always, and what has the role decode answers nothing whole, since its engine cannot
 	SplitNever  Split = "never"
 )
 
@@ -84,8 +85,10 @@ func (c Config) Validate() []error {
 	under("retry", c.Retry.Validate())
 	under("health", c.Health.Validate())
 	under("index", c.Index.Validate())
-	if c.Split != SplitAuto && c.Split != SplitAlways && c.Split != SplitNever {
-		errs = append(errs, fmt.Errorf("split: must be %s, %s or %s, is %q", SplitAuto, SplitAlways, SplitNever, c.Split))
+	switch c.Split {
+	case SplitAuto, SplitAlways, SplitOnly, SplitNever:
+	default:
+		errs = append(errs, fmt.Errorf("split: must be %s, %s, %s or %s, is %q", SplitAuto, SplitAlways, SplitOnly, SplitNever, c.Split))
 	}
 	if c.Pull != PullAuto && c.Pull != PullNever {
 		errs = append(errs, fmt.Errorf("pull: must be %s or %s, is %q", PullAuto, PullNever, c.Pull))

@@ -26,7 +26,7 @@ func (b *Brain) onArrive(ev *Arrive, out []Action) []Action {
 	if !b.newWait() && b.judge(r) > 0 {
 		return b.place(r, out)
 	}
-	if b.noneFit() || r.choosy() && b.judge(r) == 0 && !b.mayWait() {
+	if b.noneFit() || (r.choosy() || b.config.Split == SplitOnly) && b.judge(r) == 0 && !b.mayWait() {
 		b.tally.Shed++
 		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: fleet.RefuseNoEndpoint, RetryAfter: b.untilProbe()})
 		b.forget(r)
@@ -231,6 +231,7 @@ func (b *Brain) judge(r *request) int {
 		}
 	}
 	b.judgePrefills(r)
+	b.judgePairs(r)
 	b.judgeSources(r)
 	return len(b.query.Candidates)
 }

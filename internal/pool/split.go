@@ -31,17 +31,54 @@ func (b *Brain) judgePrefills(r *request) {
 }
 
 func (b *Brain) canPrefill(slot int, e *endpoint, r *request) bool {
-	state := b.deps.Health.State(slot)
-	return e.Role.Prefills() && e.Change != EndpointDrain && !b.lacks(e, r) && !e.tooSmall(r) &&
-		!slices.Contains(r.tried, e.Endpoint.Endpoint) && state != health.Ejected && (state != health.Trial || e.inFlight == 0) &&
+	return b.mayPrefill(slot, e, r) && (b.deps.Health.State(slot) != health.Trial || e.inFlight == 0) &&
 		!b.config.Room.Full(e.inFlight, e.limits.MaxSeqs)
+}
+
+// mayPrefill reports whether a slot can compute r's prompt, now or when it has room.
+func (b *Brain) mayPrefill(slot int, e *endpoint, r *request) bool {
+	return e.Role.Prefills() && e.Change != EndpointDrain && !b.lacks(e, r) && !e.tooSmall(r) &&
+		!slices.Contains(r.tried, e.Endpoint.Endpoint) && b.deps.Health.State(slot) != health.Ejected
+}
+
+// judgePairs takes those out of r's candidates that answer nothing alone and have
+// nobody to compute the prompt.
+func (b *Brain) judgePairs(r *request) {
+	if b.config.Split != SplitOnly || r.Owner != fleet.NoEndpoint {
+		return
+	}
+	kept := b.query.Candidates[:0]
+	for _, dec := range b.query.Candidates {
+		if b.verdict[dec] = b.verdictOnPair(dec, r); b.verdict[dec] == fleet.Eligible {
+			kept = append(kept, dec)
+		}
+	}
+	b.query.Candidates = kept
+}
+
+func (b *Brain) verdictOnPair(dec int, r *request) fleet.Verdict {
+	if b.endpoints[dec].Role.Prefills() {
+		return fleet.Eligible
+	}
+	verdict := fleet.OutAlone
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		switch {
+		case !e.present || i == dec || e.Connector == 0 || e.Connector != b.endpoints[dec].Connector || b.view.Barred[dec].Has(i):
+		case b.within(i):
+			return fleet.Eligible
+		case b.mayPrefill(i, e, r):
+			verdict = fleet.OutFull // with the other one, it will have room
+		}
+	}
+	return verdict
 }
 
 // insist makes a plan split that is not, where that is wanted: as the policy would
 // if it had to, else with the prefill slot that has least to do.
 func (b *Brain) insist() {
 	p := &b.plan
-	if b.config.Split != SplitAlways || p.Prefill != route.NoSlot {
+	if b.config.Split != SplitAlways && b.config.Split != SplitOnly || p.Prefill != route.NoSlot {
 		return
 	}
 	if p.Split.Slot != route.NoSlot {

@@ -189,6 +189,7 @@ func readStream(body io.Reader, begun func()) (string, error) {
 		case !ok:
 			continue
 		case data == "[DONE]" && finished:
+			_, _ = io.Copy(io.Discard, lines.r) // to its end, so that the connection is used again
 			return text.String(), nil
 		case data == "[DONE]":
 			return "", errors.New("the stream ended without a reason")
