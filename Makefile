@@ -6,7 +6,7 @@ FLAGS    ?=
 SOAK     ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build check check-engine test race fuzz soak fidelity contest contest-kv bench bench-gateway bench-kv kv-truth pd-failures
+.PHONY: help build check check-engine test race fuzz soak fidelity contest contest-kv bench bench-gateway bench-kv kv-truth pd-failures pd
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ contest: ## Every routing policy against every other in virtual time, 10 minutes
 contest-kv: ## What it is worth to know what engines have cached, in virtual time, 20 minutes; FLAGS=--quick for one
 	@go build -o dist/contestkv ./test/contestkv
 	@./dist/contestkv $(FLAGS)
+
+pd: ## Prompts apart from answers and KV that moves, in virtual time, against published figures and fixed layouts, 4 minutes; FLAGS=--quick for one
+	@go build -o dist/pd ./test/pd
+	@./dist/pd $(FLAGS)
 
 bench: ## Run the benchmarks, BENCH=regexp
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...

@@ -27,6 +27,7 @@ type lean struct {
 	group    []int      // the slots that are dealt, by their ids
 	meter    meter
 	tried    []trial // by how many lean
+	liked    int     // how many it would have been the last time, were they tried
 	beside   float64 // what a prompt adds to steps that also decode, over what was told of it; 0 before it was measured
 	slower   float64 // what a step that only decodes takes, over what was told of it; 0 before it was measured
 }
@@ -50,6 +51,10 @@ const (
 	// endpoints to lean, or fewer; leanBegin, for any to lean where none does.
 	leanGain  = 0.02
 	leanBegin = 0.03
+
+	// leanSure is the gain with which what was never tried is tried at once, and not
+	// only when it looks better for the second time.
+	leanSure = 0.1
 
 	// leanOff is for how long it is remembered what a deal brought, leanAlike by what
 	// share a load may differ from the one of then, and leanMost bounds by how much
@@ -136,6 +141,12 @@ func (l *lean) deal(v *View, q *Query) {
 			best, at = c, x
 		}
 	}
+	// What has never been seen here may look better by chance, and to try it costs.
+	liked := at
+	if !l.tried[at].fresh(q.Now) && best > now*(1-leanSure) && (l.liked == 0) != (at == 0) {
+		at = l.prefills
+	}
+	l.liked = liked
 	if l.prefills > 0 && l.meter.splits < leanShare {
 		at, l.due = 0, q.Now.Add(leanRest)
 	}
