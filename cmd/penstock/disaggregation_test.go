@@ -32,6 +32,7 @@ func TestDisaggregationPage(t *testing.T) {
 	const path = "../../docs/disaggregation.md"
 	// What each command must say, by its beginning.
 	says := map[string]string{
+		"size":      "Best: ",
 		"bench":     "30 completed, 0 failed, 0 corrupted",
 		"explain":   "prompt on prefill-",
 		"check":     "is in order",
@@ -80,6 +81,7 @@ func TestDisaggregationPage(t *testing.T) {
 				// Slow enough for a split to be worth its while, and fast enough for a test.
 				url, admin = up(t, append(args[1:], "--speedup", "5", "--no-access-log", "--transfer-listen", "127.0.0.1:0")...)
 				continue
+			case "size":
 			case "bench":
 				args = append(args, "--url", url)
 			case "check":
