@@ -137,6 +137,14 @@ func (x *exchange) computePrompt(ctx context.Context, first engine.Leg) ([]byte,
 	case len(answer) > maxPrefillAnswer:
 		return nil, fleet.FailGarbage, fmt.Errorf("engine %s, asked for the prompt, answered more than %d bytes", x.pre.Name, maxPrefillAnswer)
 	}
+	if c := x.promptSaid(answer); c.Error {
+		// Inside a stream, which has begun well.
+		failure = fleet.FailStatus
+		if c.Overload {
+			failure = fleet.FailOverload
+		}
+		return nil, failure, fmt.Errorf("engine %s, asked for the prompt, answered with an error", x.pre.Name)
+	}
 	return answer, fleet.FailNone, nil
 }
 
@@ -198,18 +206,28 @@ func (l *legs) end() {
 
 // prefilled tells the pool that the prompt has been computed.
 func (x *exchange) prefilled(answer []byte) {
-	u := fleet.Usage{Cached: -1}
-	if c, ok := api.ReadAnswer(x.toward.kind.Protocol(), answer); ok {
-		u = c.Usage
-	} else { // where both engines are sent the same, it is a stream as the other one's
-		api.Events(answer, func(ev []byte) {
-			if c := api.ReadEvent(x.toward.kind.Protocol(), ev); c.Usage.Known {
-				u = c.Usage
-			}
-		})
-	}
+	u := x.promptSaid(answer).Usage
 	x.preCached.Store(int64(u.Cached))
 	x.ticket.Prefilled(u)
+}
+
+// promptSaid reads the answer of an engine that has computed the prompt: its usage,
+// and whether it is an error. Where both engines are sent the same, it is a stream
+// as the other one's.
+func (x *exchange) promptSaid(answer []byte) api.Chunk {
+	said, ok := api.ReadAnswer(x.toward.kind.Protocol(), answer)
+	if ok {
+		return said
+	}
+	said = api.Chunk{Usage: fleet.Usage{Cached: -1}}
+	api.Events(answer, func(ev []byte) {
+		c := api.ReadEvent(x.toward.kind.Protocol(), ev)
+		if c.Usage.Known {
+			said.Usage = c.Usage
+		}
+		said.Error, said.Overload = said.Error || c.Error, said.Overload || c.Overload
+	})
+	return said
 }
 
 // firstToken tells the pool of it. Where nobody tells when the prompt has been

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"penstock.dev/penstock/internal/engine"
@@ -41,10 +42,16 @@ func TestSidecarsAreTold(t *testing.T) {
 	}
 }
 
-// refusesAfter answers 500 once another engine has been asked.
+// refusesAfter answers 500 once another engine has been asked, and as it should from
+// then on.
 func refusesAfter(t *testing.T, other *watched) string {
 	t.Helper()
+	var asked atomic.Bool
 	return newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Swap(true) {
+			_, _ = io.WriteString(w, wholeReply)
+			return
+		}
 		select {
 		case <-other.began:
 		case <-r.Context().Done():
@@ -54,8 +61,8 @@ func refusesAfter(t *testing.T, other *watched) string {
 }
 
 // TestOneLegFails: of two legs that run at once the other one is cancelled when one
-// fails. A prompt that fails costs the client nothing while the engine that answers
-// is well.
+// fails. Neither costs the client anything while the engine that answers is well by
+// itself.
 func TestOneLegFails(t *testing.T) {
 	t.Run("the prompt", func(t *testing.T) {
 		d := &watched{began: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
@@ -80,7 +87,7 @@ func TestOneLegFails(t *testing.T) {
 	t.Run("the answer", func(t *testing.T) {
 		p := newWatched(t, nil)
 		r := splitRig(t, engine.ConnectorMoRIIOWrite, p.url, refusesAfter(t, p))
-		if a := r.do("POST", chatPath, chatBody); a.status < 500 {
+		if a := r.do("POST", chatPath, chatBody); a.status != http.StatusOK || a.body != wholeReply {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 		wait(t, "the leg that computes the prompt to be cancelled", p.gone)
@@ -102,6 +109,27 @@ func TestOneLegFails(t *testing.T) {
 		wait(t, "the leg that answers to be cancelled", d.gone)
 		wait(t, "the client", done)
 	})
+}
+
+// TestPromptsFailInsideStreams: where both engines are sent the same, the one that
+// computes the prompt may say in a stream that has begun well that it has failed. The
+// other one waits for nothing then.
+func TestPromptsFailInsideStreams(t *testing.T) {
+	p := newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+		pieces(w, `data: {"error":{"message":"KVTransferError","code":500}}`+"\n\n", done)
+	})
+	var asked atomic.Bool
+	d := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		if !asked.Swap(true) {
+			<-r.Context().Done()
+			return
+		}
+		pieces(w, whole)
+	})
+	r := splitRig(t, engine.ConnectorSGLang, p, d)
+	if a := r.do("POST", chatPath, streamBody); a.status != http.StatusOK || a.body != whole {
+		t.Errorf("%d %s", a.status, a.body)
+	}
 }
 
 // TestHitThreshold: an engine that has enough of a prompt answers at once; when it

@@ -109,6 +109,7 @@ func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
 		e := &b.endpoints[slot]
 		e.failed++
 		r.tried = append(r.tried, e.Endpoint.Endpoint)
+		b.suspect(r, e, ev)
 	}
 	b.pullFailed(r, ev)
 	b.release(r)
@@ -124,7 +125,7 @@ func (b *Brain) again(r *request, ev *Leg, out []Action) []Action {
 	r.failure = ev.Failure
 	if !ev.Committed && ev.Failure.Retryable() && b.deps.Retries.Take(r.attempts) {
 		b.tally.Retried++
-		if b.judge(r) > 0 {
+		if b.judge(r) > 0 || b.forgive(r) && b.judge(r) > 0 {
 			return b.pump(b.place(r, out))
 		}
 		if b.mayWait() {
@@ -424,7 +425,7 @@ func (b *Brain) remember(ev *Arrive) *request {
 	}
 	chain, blocks, images := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...), append(r.Images[:0], ev.Images...)
 	enc := encode{slots: r.encode.slots[:0], tried: r.encode.tried[:0]}
-	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], prefill: noPrefill(), pull: noPull, encode: enc}
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], unsure: r.unsure[:0], prefill: noPrefill(), pull: noPull, encode: enc}
 	r.Chain, r.Blocks, r.Images = chain, blocks, images
 	b.requests[ev.Req] = r
 	return r

@@ -20,7 +20,7 @@ import (
 // judgePrefills finds the slots that can compute r's prompt for another.
 func (b *Brain) judgePrefills(r *request) {
 	b.query.Prefills = b.query.Prefills[:0]
-	if r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 || b.config.Split == SplitNever {
+	if r.alone || r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 || b.config.Split == SplitNever {
 		return
 	}
 	for i := range b.endpoints {
@@ -226,6 +226,32 @@ func (b *Brain) prefillFailed(r *request, ev *Leg, out []Action) []Action {
 		out = b.blame(slot, ev.Failure, out)
 	}
 	return b.again(r, ev, out)
+}
+
+// suspect notes that where r was answered by e another had computed its prompt: what
+// failed may have been the taking over. The next plan is made without either.
+func (b *Brain) suspect(r *request, e *endpoint, ev *Leg) {
+	p := r.prefill.from
+	if p == route.NoSlot || ev.Committed {
+		return
+	}
+	switch ev.Failure {
+	case fleet.FailStatus, fleet.FailGarbage, fleet.FailStream, fleet.FailTimeout:
+		pre := b.endpoints[p].Endpoint.Endpoint
+		r.tried = append(r.tried, pre)
+		r.unsure = append(r.unsure, e.Endpoint.Endpoint, pre)
+	}
+}
+
+// forgive lets r go to those again of whom it is not sure that they have failed, and
+// by itself. It reports whether there are any.
+func (b *Brain) forgive(r *request) bool {
+	if len(r.unsure) == 0 {
+		return false
+	}
+	r.tried = slices.DeleteFunc(r.tried, func(id fleet.EndpointID) bool { return slices.Contains(r.unsure, id) })
+	r.unsure, r.alone = r.unsure[:0], true
+	return true
 }
 
 // redeem takes back what the endpoint that answers was promised.
