@@ -122,8 +122,9 @@ type pd struct {
 	epoch   time.Time
 
 	tickets     map[string]*ticket
-	engineID    string // new for each process
-	incarnation uint64 // follows from it
+	over        []string // names of the latest that have ended unfetched
+	engineID    string   // new for each process
+	incarnation uint64   // follows from it
 	host        string
 	port        int
 	bootstrap   string              // address of the bootstrap server; empty for none
@@ -340,6 +341,10 @@ func (s *Server) closeTicket(t *ticket, state, reason string) {
 		return
 	}
 	delete(p.tickets, t.name)
+	if state != ticketDone && t.id != 0 {
+		const most = 1024
+		p.over = append(p.over[max(len(p.over)-most, 0):], t.name)
+	}
 	for _, b := range t.blocks {
 		delete(p.taken, b)
 	}

@@ -262,7 +262,7 @@ func (t *ticket) wanted(q sideRequest) (indexes []int, reason string) {
 func (s *Server) awaitTicket(ctx context.Context, q sideRequest) (*ticket, string) {
 	s.mu.Lock()
 	t := s.pd.tickets[q.Name]
-	if t == nil && q.Awaited {
+	if t == nil && q.Awaited && !slices.Contains(s.pd.over, q.Name) {
 		t = s.pd.newTicket(q.Name)
 		t.state, t.until = ticketAwaited, time.Now().Add(s.pd.options.Wait)
 		nudge(s.wake)
