@@ -51,6 +51,10 @@ func (f Failure) Retryable() bool {
 	return false
 }
 
+// Unclear reports whether the failure of an endpoint that takes KV over may be that
+// of the one it comes from.
+func (f Failure) Unclear() bool { return f == FailStatus || f == FailTimeout }
+
 // Blames reports whether the failure speaks against the endpoint's health.
 func (f Failure) Blames() bool {
 	switch f {

@@ -85,6 +85,7 @@ type slot struct {
 	wait     time.Duration // current probe interval
 	next     fleet.Time    // when the next probe is due
 	inFlight bool          // a probe is out
+	partner  int           // 1 above the slot that the last unclear failure was with; 0 where an answer has begun since
 }
 
 // New returns an empty book.
@@ -157,6 +158,7 @@ func (b *Book) Success(now fleet.Time, i int) bool {
 // as a success: it may still break. It reports whether the state changed.
 func (b *Book) Alive(i int) bool {
 	s := &b.slots[i]
+	s.partner = 0
 	if s.state != Trial {
 		return false
 	}
@@ -184,6 +186,19 @@ func (b *Book) Failure(now fleet.Time, i int, kind fleet.Failure) bool {
 		}
 	}
 	return false
+}
+
+// Unclear records an attempt that failed at slot i and may be the fault of slot
+// other: KV was to come from there, and an engine that has just died is found out
+// later than those that miss its KV. i is blamed when it has failed so with one after
+// another. It reports whether the state changed.
+func (b *Book) Unclear(now fleet.Time, i, other int, kind fleet.Failure) bool {
+	s := &b.slots[i]
+	before := s.partner
+	if s.partner = other + 1; before == 0 || before == s.partner {
+		return false
+	}
+	return b.Failure(now, i, kind)
 }
 
 func (b *Book) tooBad(now fleet.Time, s *slot) bool {

@@ -17,6 +17,29 @@ func book(n int) *Book {
 	return b
 }
 
+// Where KV does not come, the one that waits for it is to blame if it comes from
+// nobody, and not if one that has died is found out late.
+func TestUnclearFailuresBlameAfterTwoPartners(t *testing.T) {
+	b := book(4)
+	for range 10 {
+		if b.Unclear(0, 2, 0, fleet.FailStatus) {
+			t.Fatal("blamed for what one partner may have done")
+		}
+	}
+	b.Alive(2)
+	if b.Unclear(0, 2, 1, fleet.FailStatus) || b.State(2) != Healthy {
+		t.Fatal("blamed for another partner's, with an answer between")
+	}
+	for i := range 3 {
+		if got := b.Unclear(0, 2, i%2, fleet.FailStatus); got != (i == 2) {
+			t.Errorf("failure %d of partners in turn: changed %v", i, got)
+		}
+	}
+	if b.State(2) != Ejected {
+		t.Error("an engine that nobody can hand KV to is not out")
+	}
+}
+
 func TestThreeConnectFailuresEjectAndAProbeBringsBack(t *testing.T) {
 	b := book(4)
 	for i := range 2 {

@@ -104,17 +104,22 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 
 // failed ends an attempt and decides whether there is another one.
 func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
-	slot := r.slot
+	slot, from := r.slot, r.prefill.from
 	if slot != lost {
 		e := &b.endpoints[slot]
 		e.failed++
 		r.tried = append(r.tried, e.Endpoint.Endpoint)
 		b.suspect(r, e, ev)
 	}
+	unclear := slot != lost && from != route.NoSlot && ev.Failure.Unclear() && !ev.Committed
 	b.pullFailed(r, ev)
 	b.release(r)
-	if slot != lost && ev.Failure.Blames() {
+	switch {
+	case slot == lost || !ev.Failure.Blames():
+	case !unclear:
 		out = b.blame(slot, ev.Failure, out)
+	case b.deps.Health.Unclear(b.now, slot, from, ev.Failure):
+		out = b.tellFitness(slot, ev.Failure, out)
 	}
 	return b.again(r, ev, out)
 }

@@ -244,13 +244,13 @@ func (b *Brain) suspect(r *request, e *endpoint, ev *Leg) {
 }
 
 // forgive lets r go to those again of whom it is not sure that they have failed, and
-// by itself. It reports whether there are any.
+// by itself where that is possible. It reports whether there are any.
 func (b *Brain) forgive(r *request) bool {
 	if len(r.unsure) == 0 {
 		return false
 	}
 	r.tried = slices.DeleteFunc(r.tried, func(id fleet.EndpointID) bool { return slices.Contains(r.unsure, id) })
-	r.unsure, r.alone = r.unsure[:0], true
+	r.unsure, r.alone = r.unsure[:0], b.config.Split != SplitOnly
 	return true
 }
 
