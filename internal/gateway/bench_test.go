@@ -83,7 +83,7 @@ func (s *streamer) run(t testing.TB, n int) {
 	ctx, cancel := context.WithCancelCause(s.req.Context())
 	defer cancel(nil)
 	s.sink.bytes, s.sink.flushes = 0, 0
-	x := &exchange{g: s.g, w: &s.sink, rc: http.NewResponseController(&s.sink), r: s.req, start: time.Now(), route: &routes[0], service: Service{Pool: s.pool, Model: "served"}, toward: s.toward, req: api.Request{Model: "m"}}
+	x := &exchange{g: s.g, w: &s.sink, rc: http.NewResponseController(&s.sink), r: s.req, fate: new(fate), start: time.Now(), route: &routes[0], service: Service{Pool: s.pool, Model: "served"}, toward: s.toward, req: api.Request{Model: "m"}}
 	x.ticket = s.pool.Open("id", &pool.Arrive{Prompt: 10})
 	defer x.ticket.Close()
 	if o, err := x.ticket.Wait(ctx); err != nil || o.Refusal != fleet.RefuseNone {

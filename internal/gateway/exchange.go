@@ -53,7 +53,7 @@ type exchange struct {
 	images    []api.Image     // of the request, where there are encoders
 	encoders  []live.Endpoint // of the present attempt, by image; the zero Endpoint for none
 	encoded   []byte          // where its images are, as the encoders say; nil for nowhere
-	begun     atomic.Bool     // the present attempt's answer has begun
+	fate      *fate           // of the present attempt
 	untold    bool            // nobody tells when the prompt has been computed elsewhere
 	preCached atomic.Int64    // prompt tokens it had cached, as it says; -1 when it does not, or there is none
 	ownedID   string          // stored response that has been noted
@@ -128,7 +128,7 @@ func (x *exchange) run() {
 		x.access.Failure, x.access.Err = fleet.FailNone, nil
 		x.at, x.pre, x.source, x.pulled, x.untold = o.Endpoint, o.Prefill, o.Source, o.Pulled, false
 		x.encoders = o.Encoders
-		x.begun.Store(false)
+		x.fate = new(fate)
 		if !x.toward.kind.Salted() {
 			x.pre = live.Endpoint{} // what generates nothing has nothing to hand over
 		}

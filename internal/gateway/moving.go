@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
@@ -54,6 +55,22 @@ func (g *givenUp) Error() string { return "the transfer was given up: " + g.why.
 
 func (g *givenUp) Unwrap() error { return g.why }
 
+// fate is what becomes of an attempt: its answer begins, or it is given up,
+// whichever is first. What has begun needs no transfer any more.
+type fate struct{ is atomic.Int32 }
+
+// The fates there are; an attempt begins with none.
+const (
+	fateBegun = iota + 1
+	fateGivenUp
+)
+
+// begin reports whether the answer may begin, or has.
+func (f *fate) begin() bool { return f.is.CompareAndSwap(0, fateBegun) || f.is.Load() == fateBegun }
+
+// giveUp reports whether the attempt may be given up: its answer will not begin.
+func (f *fate) giveUp() bool { return f.is.CompareAndSwap(0, fateGivenUp) }
+
 // beginMove opens the account of an attempt that moves KV from one engine to the
 // one that answers. An error forbids that.
 func (x *exchange) beginMove(from live.Endpoint, tokens fleet.Tokens, cancel context.CancelCauseFunc) error {
@@ -64,9 +81,9 @@ func (x *exchange) beginMove(from live.Endpoint, tokens fleet.Tokens, cancel con
 		ID: fmt.Sprintf("%s.%d", x.access.ID, x.access.Attempts), Pool: x.service.Pool, From: from, To: x.at,
 		Tokens: tokens, Within: x.g.o.Limits.FirstByte, Pull: x.pre.ID == fleet.NoEndpoint,
 	}
-	begun := &x.begun
+	fate := x.fate
 	moving, err := x.g.o.Transfers.Begin(m, func(why error) {
-		if !begun.Load() {
+		if fate.giveUp() {
 			cancel(&givenUp{why})
 		}
 	})

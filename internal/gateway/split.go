@@ -230,10 +230,12 @@ func (x *exchange) promptSaid(answer []byte) api.Chunk {
 	return said
 }
 
-// firstToken tells the pool of it. Where nobody tells when the prompt has been
-// computed, it has been by now.
+// firstToken tells the pool of it, unless the attempt has been given up just now.
+// Where nobody tells when the prompt has been computed, it has been by now.
 func (x *exchange) firstToken() {
-	x.begun.Store(true)
+	if !x.fate.begin() {
+		return
+	}
 	x.ticket.FirstToken()
 	x.sidecarEncoded()
 	if x.untold {

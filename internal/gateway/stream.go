@@ -271,6 +271,9 @@ func (s *stream) count(u fleet.Usage) {
 // progressEvery bounds Progress reports to four a second.
 const progressEvery = 250 * time.Millisecond
 
+// errGivenUp ends an attempt whose transfer was given up as its answer came.
+var errGivenUp = errors.New("the transfer was given up before the answer began")
+
 // forward writes events to the client, flushed. Before the first event with
 // data they are held back.
 func (s *stream) forward(events []byte, begun bool) verdict {
@@ -284,6 +287,9 @@ func (s *stream) forward(events []byte, begun bool) verdict {
 				return verdict{failure: fleet.FailGarbage, err: errors.New("more than 1 MiB of comments before the first event")}
 			}
 			return fine
+		}
+		if !x.fate.begin() {
+			return verdict{failure: fleet.FailOverload, err: errGivenUp}
 		}
 		s.first.Stop()
 		x.commit(s.resp)
