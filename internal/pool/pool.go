@@ -68,11 +68,11 @@ type request struct {
 	attempts int
 	slot     int // where it is dispatched; -1 while it waits
 	tried    []fleet.EndpointID
-	unsure   []fleet.EndpointID // of those, where the other of two may have failed
-	alone    bool               // no two endpoints serve it any more
-	narrow   bool               // some endpoint could never serve it, when last judged
-	job      perf.Job           // its entry in the book of speeds while it is dispatched
-	cache    kv.Ticket          // and in the book of caches
+	unsure   [2][]fleet.EndpointID // of those, where the other of two may have failed: those that answered, and those that computed the prompt
+	alone    bool                  // no two endpoints serve it any more
+	narrow   bool                  // some endpoint could never serve it, when last judged
+	job      perf.Job              // its entry in the book of speeds while it is dispatched
+	cache    kv.Ticket             // and in the book of caches
 	prefill  prefill
 	pull     pull
 	encode   encode

@@ -130,7 +130,7 @@ func (b *Brain) again(r *request, ev *Leg, out []Action) []Action {
 	r.failure = ev.Failure
 	if !ev.Committed && ev.Failure.Retryable() && b.deps.Retries.Take(r.attempts) {
 		b.tally.Retried++
-		if b.judge(r) > 0 || b.forgive(r) && b.judge(r) > 0 {
+		if b.judge(r) > 0 || b.forgive(r) {
 			return b.pump(b.place(r, out))
 		}
 		if b.mayWait() {
@@ -429,8 +429,9 @@ func (b *Brain) remember(ev *Arrive) *request {
 		r, b.free = b.free[n-1], b.free[:n-1]
 	}
 	chain, blocks, images := append(r.Chain[:0], ev.Chain...), append(r.Blocks[:0], ev.Blocks...), append(r.Images[:0], ev.Images...)
+	unsure := [...][]fleet.EndpointID{r.unsure[0][:0], r.unsure[1][:0]}
 	enc := encode{slots: r.encode.slots[:0], tried: r.encode.tried[:0]}
-	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], unsure: r.unsure[:0], prefill: noPrefill(), pull: noPull, encode: enc}
+	*r = request{Arrive: *ev, arrived: b.now, slot: waiting, tried: r.tried[:0], unsure: unsure, prefill: noPrefill(), pull: noPull, encode: enc}
 	r.Chain, r.Blocks, r.Images = chain, blocks, images
 	b.requests[ev.Req] = r
 	return r

@@ -239,19 +239,25 @@ func (b *Brain) suspect(r *request, e *endpoint, ev *Leg) {
 	case fleet.FailStatus, fleet.FailGarbage, fleet.FailStream, fleet.FailTimeout:
 		pre := b.endpoints[p].Endpoint.Endpoint
 		r.tried = append(r.tried, pre)
-		r.unsure = append(r.unsure, e.Endpoint.Endpoint, pre)
+		r.unsure[0], r.unsure[1] = append(r.unsure[0], e.Endpoint.Endpoint), append(r.unsure[1], pre)
 	}
 }
 
-// forgive lets r go to those again of whom it is not sure that they have failed, and
-// by itself where that is possible. It reports whether there are any.
+// forgive lets r go to those again of whom it is not sure that they have failed,
+// those first that answered, and by itself where they can serve it so. It reports
+// whether it may go anywhere now.
 func (b *Brain) forgive(r *request) bool {
-	if len(r.unsure) == 0 {
-		return false
+	for i, list := range r.unsure {
+		if len(list) == 0 {
+			continue
+		}
+		r.tried = slices.DeleteFunc(r.tried, func(id fleet.EndpointID) bool { return slices.Contains(list, id) })
+		r.unsure[i], r.alone = list[:0], b.config.Split != SplitOnly
+		if b.judge(r) > 0 {
+			return true
+		}
 	}
-	r.tried = slices.DeleteFunc(r.tried, func(id fleet.EndpointID) bool { return slices.Contains(r.unsure, id) })
-	r.unsure, r.alone = r.unsure[:0], b.config.Split != SplitOnly
-	return true
+	return false
 }
 
 // redeem takes back what the endpoint that answers was promised.

@@ -14,17 +14,22 @@ func TestTakingOverMayHaveFailed(t *testing.T) {
 		name    string
 		failure fleet.Failure
 		spare   bool // another endpoint that computes prompts
+		only    bool // who answers does nothing whole
 		want    fleet.EndpointID
 		prefill fleet.EndpointID
 	}{
-		{"nobody else", fleet.FailStatus, false, 2, 0},
-		{"inside a stream", fleet.FailStream, false, 2, 0},
-		{"nobody else answers", fleet.FailStatus, true, 2, 0},
-		{"it is not there", fleet.FailConnect, true, 0, 0},
-		{"it is full", fleet.FailOverload, true, 0, 0},
+		{"nobody else", fleet.FailStatus, false, false, 2, 0},
+		{"inside a stream", fleet.FailStream, false, false, 2, 0},
+		{"nobody else answers", fleet.FailStatus, true, false, 2, 0},
+		{"it is not there", fleet.FailConnect, true, false, 0, 0},
+		{"it is full", fleet.FailOverload, true, false, 0, 0},
+		{"not whole, and nobody else", fleet.FailStatus, false, true, 2, 1},
+		{"not whole, and nobody else answers", fleet.FailStatus, true, true, 2, 0},
 	} {
 		config := Default()
-		config.Split = SplitAlways
+		if config.Split = SplitAlways; c.only {
+			config.Split = SplitOnly
+		}
 		b := newBrain(t, config)
 		b.Step(0, &Endpoint{Endpoint: 1, Role: fleet.RolePrefill, Connector: 1}, nil)
 		b.Step(0, &Endpoint{Endpoint: 2, Role: fleet.RoleDecode, Connector: 1}, nil)
@@ -35,12 +40,16 @@ func TestTakingOverMayHaveFailed(t *testing.T) {
 		if out[0].Prefill == fleet.NoEndpoint || out[0].Endpoint != 2 {
 			t.Fatalf("%s: %+v", c.name, out)
 		}
+		first := out[0].Prefill
 		out = b.Step(2, &Leg{Req: 1, Attempt: 1, Phase: fleet.PhaseFailed, Failure: c.failure}, nil)
 		var at, pre fleet.EndpointID
 		for _, a := range out {
 			if a.Kind == Dispatch {
 				at, pre = a.Endpoint, a.Prefill
 			}
+		}
+		if c.only && c.spare {
+			c.prefill = 4 - first
 		}
 		if at != c.want || pre != c.prefill {
 			t.Errorf("%s: answered at %d, prompt at %d", c.name, at, pre)
