@@ -161,3 +161,24 @@ func TestBookAllocatesNothingInSteadyState(t *testing.T) {
 		t.Errorf("%v allocations a request", n)
 	}
 }
+
+// TestOnlyStoresThatTellAreBelieved: what a shared store has counts for every
+// endpoint, for as long as its events come.
+func TestOnlyStoresThatTellAreBelieved(t *testing.T) {
+	s := newBookOfOne(t)
+	const store = 1
+	s.b.SetStore(store, true)
+	tell := func(state FeedState, changes ...Change) {
+		s.b.Apply(0, store, &Update{State: state, Whole: state == FeedLive, Changes: changes})
+	}
+	tell(FeedLive, Change{Kind: ChangeStore, Keys: s.p.Blocks, Tier: TierShared})
+	var out [1]fleet.Cached
+	s.b.Look(0, &s.p, out[:])
+	if out[0].Tokens != 2560 || out[0].Shared != 2560 {
+		t.Errorf("while the store tells: %+v, want 2,560 tokens in the store", out[0])
+	}
+	tell(FeedUnknown)
+	if s.b.Look(0, &s.p, out[:]); out[0].Tokens != 0 {
+		t.Errorf("after it lost its history: %+v, want nothing", out[0])
+	}
+}
