@@ -115,12 +115,16 @@ func TestOneLegFails(t *testing.T) {
 // computes the prompt may say in a stream that has begun well that it has failed. The
 // other one waits for nothing then.
 func TestPromptsFailInsideStreams(t *testing.T) {
+	there := make(chan struct{}) // closed once the other leg is
 	p := newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+		<-there
 		pieces(w, `data: {"error":{"message":"KVTransferError","code":500}}`+"\n\n", done)
 	})
 	var asked atomic.Bool
 	d := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
 		if !asked.Swap(true) {
+			close(there)
+			_, _ = io.Copy(io.Discard, r.Body) // who has not read it is not told that the client left
 			<-r.Context().Done()
 			return
 		}

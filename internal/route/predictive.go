@@ -28,6 +28,7 @@ import (
 type predictive struct {
 	asked, found float64 // prompt tokens, and those that some endpoint had cached, fading
 	lean         lean
+	cold         cold
 	pull         puller
 	whole, first []int // scratch
 }
@@ -55,6 +56,7 @@ func (p *predictive) Pick(v *View, q *Query, r *stat.Rand, out *Plan) {
 	for _, c := range q.Candidates {
 		best = max(best, v.Matched[c])
 	}
+	p.cold.is = float64(best) < coldShare*float64(q.Prompt)
 	p.asked += (float64(q.Prompt) - p.asked) / reuseMemory
 	p.found += (float64(min(best, q.Prompt)) - p.found) / reuseMemory
 	reuse := min(p.found/max(p.asked-p.found, 1), mostReuse)
@@ -74,6 +76,9 @@ func (p *predictive) pickWhole(v *View, q *Query, reuse float64, r *stat.Rand, o
 		p.pull.consider(v, q, reuse, out)
 	}
 	pickNear(q, r, out)
+	if p.cold.is {
+		p.cold.deal(v, q, reuse, out)
+	}
 	if len(q.Sources) > 0 {
 		p.pull.settle(v, q, out)
 	}
@@ -105,7 +110,10 @@ func room(scratch, used, given []int) []int {
 }
 
 // Leave implements Leaver.
-func (p *predictive) Leave(slot int) { p.lean.leave(slot) }
+func (p *predictive) Leave(slot int) {
+	p.lean.leave(slot)
+	p.cold.leave(slot)
+}
 
 // Leans implements Leaner.
 func (p *predictive) Leans(slot int) fleet.Role { return p.lean.of(slot) }

@@ -18,7 +18,7 @@ func world(n int) *View {
 		ID: make([]fleet.EndpointID, n), InFlight: make([]int, n), Backlog: make([]fleet.Tokens, n),
 		Active: make([]fleet.Tokens, n), KVTokens: make([]fleet.Tokens, n), Cached: make([]fleet.Tokens, n), Matched: make([]fleet.Tokens, n),
 		Adapter: make([]fleet.AdapterFit, n), Gauges: make([]fleet.Gauges, n), SampleAge: make([]time.Duration, n),
-		Step: make([]perf.Step, n), Load: make([]perf.Load, n),
+		Step: make([]perf.Step, n), Told: make([]perf.Step, n), Load: make([]perf.Load, n),
 	}
 	for i := range n {
 		v.ID[i] = fleet.EndpointID(i + 1)

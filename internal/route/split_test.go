@@ -127,6 +127,7 @@ func TestPairsThatCannotExchangeArePassedOver(t *testing.T) {
 		v.ID, v.KVTokens, v.Cached, v.Matched = append(v.ID, fleet.EndpointID(len(v.ID)+1)), append(v.KVTokens, 300_000), append(v.Cached, 0), append(v.Matched, 0)
 		v.Adapter, v.Step, v.Load = append(v.Adapter, 0), append(v.Step, v.Step[0]), append(v.Load, perf.Load{})
 		v.Connector, v.Wire, v.Asked = append(v.Connector, 1), append(v.Wire, v.Wire[0]), append(v.Asked, 0)
+		v.Told = append(v.Told, v.Told[0])
 	}
 	for len(v.ID) < n {
 		grow()
