@@ -10,7 +10,7 @@ import (
 // dealt is how often each of n idle endpoints gets one of so many prompts, of which
 // nobody has anything, while the first has always least to do; found is what was
 // found of prompts before.
-func dealt(v *View, n int, prompts int, found float64) []int {
+func dealt(v *View, n, prompts int, found float64) []int {
 	p := &predictive{asked: 1000, found: found}
 	q := Query{Prompt: 1000, Output: 100}
 	for c := range n {
