@@ -94,7 +94,8 @@ type Pool struct {
 	// Aliases are further names that clients may use, each with the model it stands
 	// for: that of the pool, or an adapter of it.
 	Aliases map[string]string `json:"aliases"`
-	// Dialect is how the engines are spoken to; auto asks each what it is.
+	// Dialect is how the engines are spoken to; auto asks each what it is. Without one it
+	// is vllm, or sglang where kv.transfer.connector is.
 	Dialect string `json:"dialect"`
 	// Endpoints are the servers. At least one, unless they come from elsewhere.
 	Endpoints []Endpoint `json:"endpoints"`
@@ -218,12 +219,13 @@ func Default() Fleet {
 func DefaultPool() Pool {
 	var p Pool
 	p.setDefaults()
+	p.completeDialect()
 	return p
 }
 
-// setDefaults fills a pool before the file is decoded over it.
+// setDefaults fills a pool before the file is decoded over it, but for what
+// depends on other fields.
 func (p *Pool) setDefaults() {
-	p.Dialect = "vllm"
 	p.Credentials.Header = engine.DefaultHeader
 	p.HTTP2 = engine.HTTP2Auto
 	p.Config = pool.Default()
@@ -271,6 +273,7 @@ func (f *Fleet) complete() {
 		if p.Name == "" {
 			p.Name = p.Model
 		}
+		p.completeDialect()
 		if p.KV.Transfer.Connector == string(engine.ConnectorSGLang) && p.Split != pool.SplitNever {
 			p.Split = pool.SplitOnly // its engines do the leg that they were started for, and nothing else
 		}
@@ -282,6 +285,16 @@ func (f *Fleet) complete() {
 					e.Name = u.Host
 				}
 			}
+		}
+	}
+}
+
+// completeDialect fills the dialect of a pool that names none.
+func (p *Pool) completeDialect() {
+	if p.Dialect == "" {
+		p.Dialect = engineVLLM
+		if p.KV.Transfer.Connector == string(engine.ConnectorSGLang) {
+			p.Dialect = engineSGLang
 		}
 	}
 }

@@ -30,3 +30,28 @@ pools:
 		}
 	}
 }
+
+// A pool that names no dialect has that of the engines that have its connector.
+func TestDialectFollowsTheConnector(t *testing.T) {
+	for kv, want := range map[string]string{"": "vllm", "kv: {transfer: {connector: nixl}},": "vllm", "kv: {transfer: {connector: sglang}},": "sglang"} {
+		f, errs := Parse(fmt.Appendf(nil, `
+apiVersion: penstock.dev/v1alpha1
+kind: Fleet
+pools:
+- {model: m, api: true, %s}
+`, kv))
+		if len(errs) > 0 || f.Pools[0].Dialect != want {
+			t.Errorf("%s: dialect %q, %v; want %s", kv, f.Pools[0].Dialect, errs, want)
+		}
+	}
+	if d := DefaultPool().Dialect; d != "vllm" {
+		t.Errorf("default %q", d)
+	}
+}
+
+// What is split otherwise than usual, and can be.
+func TestSplitsAreRead(t *testing.T) {
+	if _, errs := Load("testdata/split.good.yaml"); len(errs) > 0 {
+		t.Error(errs)
+	}
+}

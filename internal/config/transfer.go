@@ -2,10 +2,12 @@ package config
 
 import (
 	"fmt"
+	"slices"
 
 	"penstock.dev/penstock/internal/catalog"
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/pool"
 )
 
 // Transfer is how the engines of a pool hand the KV of a prompt over to each
@@ -79,6 +81,68 @@ func (p *Pool) validateRoles(path string, errs *problems) {
 	if !answers {
 		errs.add(path+".endpoints", "none answers requests: at least one must have the role decode or both")
 	}
+	p.validateSplit(path, errs)
+}
+
+// validateSplit checks that what is to be split can be, by the connector, the
+// engines and the roles of the endpoints listed.
+func (p *Pool) validateSplit(path string, errs *problems) {
+	k := engine.Connector(p.KV.Transfer.Connector)
+	if of := connectorEngine(k); of != "" && slices.Contains(namedEngines, p.Dialect) && p.Dialect != of {
+		errs.add(path+".kv.transfer.connector", "%s is for engines of %s, and the pool's dialect is %s: %s", k, of, p.Dialect, mendConnector(p.Dialect, of))
+	}
+	insists := p.Split == pool.SplitAlways || p.Split == pool.SplitOnly
+	if insists && k == engine.ConnectorNone {
+		errs.add(path+".split", "%s needs a way to hand KV over: set kv.transfer.connector, or split to %s", p.Split, pool.SplitAuto)
+		return
+	}
+	if p.Split != pool.SplitOnly || len(p.Endpoints) == 0 || p.any() {
+		return // nothing is demanded, or who else comes is not known
+	}
+	has := map[fleet.Role]bool{}
+	for _, e := range p.Endpoints {
+		has[e.FleetRole()] = true
+	}
+	switch {
+	case k == engine.ConnectorSGLang && !(has[fleet.RolePrefill] && has[fleet.RoleDecode]):
+		errs.add(path+".endpoints", "engines of sglang do the one leg that they were started for: at least one must have the role prefill, and one decode, or leave kv.transfer.connector out")
+	case !has[fleet.RolePrefill] && !has[fleet.RoleBoth]:
+		errs.add(path+".endpoints", "none computes prompts, and split is %s: at least one must have the role prefill or both", p.Split)
+	}
+}
+
+// namedEngines are the dialects that say which engine answers, and so which
+// connectors it has.
+var namedEngines = []string{engineVLLM, engineSGLang, "trtllm", "llamacpp", "ollama"}
+
+// The engines that have connectors, as dialects name them.
+const (
+	engineVLLM   = "vllm"
+	engineSGLang = "sglang"
+)
+
+// connectorEngine is the dialect of the engines that have a connector; empty for
+// none and where a sidecar has it.
+func connectorEngine(k engine.Connector) string {
+	switch k {
+	case engine.ConnectorNone, engine.ConnectorLLMD:
+		return ""
+	case engine.ConnectorSGLang:
+		return engineSGLang
+	}
+	return engineVLLM
+}
+
+// mendConnector says what to do about a connector that engines of a dialect do
+// not have, and those of another do.
+func mendConnector(dialect, of string) string {
+	switch dialect {
+	case engineSGLang:
+		return fmt.Sprintf("set it to %s, or the dialect to %s", engine.ConnectorSGLang, of)
+	case engineVLLM:
+		return fmt.Sprintf("set it to one of vllm's, like %s, or the dialect to %s", engine.ConnectorNIXL, of)
+	}
+	return fmt.Sprintf("leave it out, or set the dialect to %s", of)
 }
 
 // Wire returns how fast KV is believed to leave an endpoint served so; the zero
