@@ -382,10 +382,14 @@ func (a *adminPort) decision(w http.ResponseWriter, r *http.Request) {
 
 func reply(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
+	body, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		// A number that is none is a mistake here, and must not look like an empty answer.
+		status = http.StatusInternalServerError
+		body = fmt.Appendf(nil, `{"error": %q}`, "the answer cannot be written: "+err.Error())
+	}
 	w.WriteHeader(status)
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	_ = e.Encode(v) // the reader may have gone
+	_, _ = w.Write(append(body, '\n')) // the reader may have gone
 }
 
 func fail(w http.ResponseWriter, status int, message string) {

@@ -36,7 +36,7 @@ type cuts struct {
 // would make an engine fetch from hosts of the client's choosing.
 func isControl(key []byte) bool {
 	switch string(key) {
-	case "kv_transfer_params", "ec_transfer_params", "disagg_prefill_dp_rank":
+	case "kv_transfer_params", "ec_transfer_params", "disaggregated_params", "disagg_prefill_dp_rank", "data_parallel_rank", "routed_dp_rank":
 		return true
 	}
 	return bytes.HasPrefix(key, []byte("bootstrap_")) || bytes.HasPrefix(key, []byte("remote_"))

@@ -23,6 +23,7 @@ func TestRewriteTouchesOnlyWhatChanges(t *testing.T) {
 		{"control behind an escape", `{"kv_transfer\u005fparams":{},"model":"m","prompt":"x"}`, "", "", `{"model":"m","prompt":"x"}`},
 		{"control within", `{"model":"m","prompt":"x","extra":{"kv_transfer_params":1}}`, "", "", `{"model":"m","prompt":"x","extra":{"kv_transfer_params":1}}`},
 		{"encoded images", `{"ec_transfer_params":{"h":{"peer_host":"evil"}},"model":"m","prompt":"x"}`, "", "", `{"model":"m","prompt":"x"}`},
+		{"ranks", `{"data_parallel_rank":3,"model":"m","routed_dp_rank":1,"prompt":"x","disaggregated_params":{}}`, "", "", `{"model":"m","prompt":"x"}`},
 		{"by their prefixes", `{"model":"m","remote_host":"h","prompt":"x","bootstrap_anything":1}`, "", "", `{"model":"m","prompt":"x"}`},
 		{"in what engines take apart", `{"model":"m","vllm_xargs":{"kv_transfer_params":"{}","a":1},"prompt":"x","sampling_params":{"n":1,"extra_args":{"kv_transfer_params":{"remote_host":"h"}},"max":2}}`, "", "", `{"model":"m","vllm_xargs":{"a":1},"prompt":"x","sampling_params":{"n":1,"extra_args":{},"max":2}}`},
 		{"in there behind a comma", `{"vllm_xargs":{"a":[{}] , "kv_transfer\u005fparams" : 1 },"model":"m","prompt":"x"}`, "", "", `{"vllm_xargs":{"a":[{}] },"model":"m","prompt":"x"}`},

@@ -54,6 +54,7 @@ type exchange struct {
 	encoders  []live.Endpoint // of the present attempt, by image; the zero Endpoint for none
 	encoded   []byte          // where its images are, as the encoders say; nil for nowhere
 	fate      *fate           // of the present attempt
+	refused   *refusedPrompt  // a verdict on the request by who was asked for its prompt; nil for none
 	untold    bool            // nobody tells when the prompt has been computed elsewhere
 	preCached atomic.Int64    // prompt tokens it had cached, as it says; -1 when it does not, or there is none
 	ownedID   string          // stored response that has been noted
@@ -116,6 +117,11 @@ func (x *exchange) run() {
 		case err != nil:
 			x.access.Status, x.access.Err = statusGone, err
 			return
+		case o.Refusal != fleet.RefuseNone && x.refused != nil:
+			// Nobody can serve what an engine has refused: its verdict says why.
+			x.access.Failure, x.access.Err = fleet.FailClient, x.refused
+			x.verdict(x.refused.resp, x.refused.body)
+			return
 		case o.Refusal != fleet.RefuseNone:
 			x.access.Refusal = o.Refusal
 			x.refuse(api.Refused(o.Refusal, o.RetryAfter))
@@ -129,6 +135,7 @@ func (x *exchange) run() {
 		x.at, x.pre, x.source, x.pulled, x.untold = o.Endpoint, o.Prefill, o.Source, o.Pulled, false
 		x.encoders = o.Encoders
 		x.fate = new(fate)
+		x.lost.Store(nil)
 		if !x.toward.kind.Salted() {
 			x.pre = live.Endpoint{} // what generates nothing has nothing to hand over
 		}

@@ -26,6 +26,7 @@ const maxPrefillAnswer = 4 << 20
 type legs struct {
 	x       *exchange
 	plan    engine.Legs
+	fate    *fate // of the attempt
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 	ended   chan struct{} // closed when the first leg has, where both run at once
@@ -58,7 +59,7 @@ func (x *exchange) split(ctx context.Context, cancel context.CancelCauseFunc) (l
 	if err != nil {
 		return nil, nil, x.prefillFailed(ctx, failure, err)
 	}
-	l = &legs{x: x, plan: plan, cancel: cancel}
+	l = &legs{x: x, plan: plan, fate: x.fate, cancel: cancel}
 	switch plan.Course {
 	case engine.Together:
 		l.ended = make(chan struct{})
@@ -132,6 +133,8 @@ func (x *exchange) computePrompt(ctx context.Context, first engine.Leg) ([]byte,
 	switch {
 	case err != nil:
 		return nil, fleet.FailStream, fmt.Errorf("read the answer of %s: %w", x.pre.Name, err)
+	case failure == fleet.FailClient:
+		return nil, failure, &refusedPrompt{by: x.pre.Name, resp: resp, body: answer}
 	case failure != fleet.FailNone:
 		return nil, failure, fmt.Errorf("engine %s, asked for the prompt, answered %s", x.pre.Name, resp.Status)
 	case len(answer) > maxPrefillAnswer:
@@ -146,6 +149,17 @@ func (x *exchange) computePrompt(ctx context.Context, first engine.Leg) ([]byte,
 		return nil, failure, fmt.Errorf("engine %s, asked for the prompt, answered with an error", x.pre.Name)
 	}
 	return answer, fleet.FailNone, nil
+}
+
+// refusedPrompt is an engine's verdict that the request itself is at fault.
+type refusedPrompt struct {
+	by   string
+	resp *http.Response // its body is closed
+	body []byte
+}
+
+func (r *refusedPrompt) Error() string {
+	return fmt.Sprintf("engine %s, asked for the prompt, refused the request: %s", r.by, r.resp.Status)
 }
 
 // errPrefill ends the second leg when the first has failed.
@@ -176,9 +190,15 @@ func (l *legs) beside(ctx context.Context) {
 		_ = x.computed()
 		x.prefilled(answer)
 		x.pulling()
-	case ctx.Err() == nil:
+	case ctx.Err() != nil:
+	case l.fate.giveUp():
 		x.lost.Store(&lostPrefill{failure, err})
 		l.cancel(errPrefill)
+	default:
+		// The answer has begun, so the prompt was computed: what went wrong after that
+		// is no reason to cut it.
+		x.g.o.Log.Debug("the first leg failed after the answer had begun", "request", x.access.ID, "endpoint", x.pre.Name, "err", err)
+		x.ticket.Prefilled(fleet.Usage{Cached: -1})
 	}
 }
 
@@ -253,9 +273,8 @@ func (x *exchange) prefillFailed(ctx context.Context, f fleet.Failure, err error
 	f, err = cause(ctx, f, err)
 	x.access.Failure, x.access.Err = f, err
 	x.trace.Failed(f)
-	if f == fleet.FailClient {
-		// What it refuses the next one, asked for the whole, refuses in its own words.
-		f = fleet.FailOverload
+	if r, ok := errors.AsType[*refusedPrompt](err); ok {
+		x.refused = r
 	}
 	return x.ticket.PrefillFailed(f)
 }

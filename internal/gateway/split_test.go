@@ -17,7 +17,12 @@ import (
 // splitRig is a rig with an engine that computes prompts and one that answers.
 func splitRig(t *testing.T, k engine.Connector, prefill, decode string) *rig {
 	t.Helper()
-	r := newRig(t, setup{pool: func(o *live.Options) { o.Config.Split = pool.SplitAlways }})
+	return splitRigWhen(t, pool.SplitAlways, k, prefill, decode)
+}
+
+func splitRigWhen(t *testing.T, when pool.Split, k engine.Connector, prefill, decode string) *rig {
+	t.Helper()
+	r := newRig(t, setup{pool: func(o *live.Options) { o.Config.Split = when }})
 	for name, e := range map[string]live.Target{"p": {URL: prefill, Role: fleet.RolePrefill}, "d": {URL: decode, Role: fleet.RoleDecode}} {
 		e.Name, e.Transfer = name, live.Transfer{Connector: string(k), Pulls: k.CanPull()}
 		r.endpoints = append(r.endpoints, r.pool.Add(e))
@@ -133,6 +138,81 @@ func TestPromptsFailInsideStreams(t *testing.T) {
 	r := splitRig(t, engine.ConnectorSGLang, p, d)
 	if a := r.do("POST", chatPath, streamBody); a.status != http.StatusOK || a.body != whole {
 		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// TestPromptsAreRefused: where the engine that is asked for the prompt finds the
+// request itself at fault, another is asked for the whole of it; where none is there for
+// that, the client gets the verdict.
+func TestPromptsAreRefused(t *testing.T) {
+	const verdict = `{"error":{"message":"too long by far","type":"invalid_request_error","code":400}}`
+	asked := func() (string, *atomic.Int32) {
+		n := new(atomic.Int32)
+		return newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+			n.Add(1)
+			w.Header().Set("Content-Type", anyJSON)
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, verdict)
+		}), n
+	}
+	for _, c := range []struct {
+		when   pool.Split
+		status int
+		body   string
+	}{{pool.SplitAlways, http.StatusOK, wholeReply}, {pool.SplitOnly, http.StatusBadRequest, verdict}} {
+		p, n := asked()
+		d, atD := recorder(t, anyJSON, wholeReply)
+		r := splitRigWhen(t, c.when, engine.ConnectorNIXL, p, d)
+		a := r.do("POST", chatPath, chatBody)
+		if a.status != c.status || a.body != c.body || n.Load() != 1 {
+			t.Errorf("%v: %d %s, after %d prompts; want %d %s after one", c.when, a.status, a.body, n.Load(), c.status, c.body)
+		}
+		if whole := c.status == http.StatusOK; (len(atD) == 1) != whole {
+			t.Errorf("%v: the other engine was asked %d times", c.when, len(atD))
+		}
+		if x := r.access(); x.Attempts != 1+len(atD) {
+			t.Errorf("%v: %d attempts", c.when, x.Attempts)
+		}
+	}
+}
+
+// TestAnswersThatHaveBegunAreNotCut: a first leg that ends badly once the answer runs
+// takes nothing from it.
+func TestAnswersThatHaveBegunAreNotCut(t *testing.T) {
+	seen, over := make(chan struct{}), make(chan struct{})
+	p := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-seen
+		defer close(over)
+		http.Error(w, "gone wrong", http.StatusInternalServerError)
+	})
+	d := newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		pieces(w, role, word)
+		select {
+		case <-over:
+		case <-r.Context().Done():
+			return
+		}
+		pieces(w, word, finish, usage, done)
+	})
+	r := splitRig(t, engine.ConnectorSGLang, p, d)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.front.URL+chatPath, strings.NewReader(streamBody))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := r.front.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	begun := make([]byte, len(role+word))
+	if _, err := io.ReadFull(resp.Body, begun); err != nil {
+		t.Fatal(err)
+	}
+	close(seen)
+	rest, err := io.ReadAll(resp.Body)
+	if got := string(begun) + string(rest); err != nil || got != whole {
+		t.Errorf("%v\n%s", err, got)
 	}
 }
 

@@ -128,6 +128,9 @@ func (z *Sizing) Validate() error {
 	}
 	if len(errs) == 0 && len(z.Layouts()) == 0 {
 		_, err := z.way(min(z.Devices, node), false)
+		if err == nil {
+			err = fmt.Errorf("no replicas of %v devices fill them", z.sizes())
+		}
 		errs = append(errs, fmt.Errorf("%s cannot be laid out on %d %s: %w", z.Serving.Shape.Name, z.Devices, z.Serving.Accelerator.Name, err))
 	}
 	return errors.Join(errs...)
@@ -458,9 +461,9 @@ func (s *Sized) GivesWay() string {
 	case a.Rate == 0:
 		return ""
 	case a.InTTFT < a.InTPOT:
-		return fmt.Sprintf("TTFT (%.0f %% in time at %.2f)", 100*a.InTTFT, a.Rate)
+		return fmt.Sprintf("TTFT (%.1f %% in time at %.2f, %.1f %% good)", 100*a.InTTFT, a.Rate, 100*a.Good)
 	default:
-		return fmt.Sprintf("TPOT (%.0f %% in time at %.2f)", 100*a.InTPOT, a.Rate)
+		return fmt.Sprintf("TPOT (%.1f %% in time at %.2f, %.1f %% good)", 100*a.InTPOT, a.Rate, 100*a.Good)
 	}
 }
 
@@ -480,7 +483,7 @@ func (s *Sized) Why(z *Sizing) []string {
 		lines = append(lines, fmt.Sprintf("The KV of a prompt moves in %s.", time.Duration(z.moving(s.Prefill)*float64(time.Second)).Round(time.Millisecond)))
 	}
 	if a := &s.Above; a.Rate > 0 {
-		lines = append(lines, fmt.Sprintf("In simulation %s is missed first: at %.2f req/s by %.0f %% of requests.", map[bool]string{true: "TTFT", false: "TPOT"}[a.InTTFT < a.InTPOT], a.Rate, 100*(1-min(a.InTTFT, a.InTPOT))))
+		lines = append(lines, fmt.Sprintf("In simulation %s is missed first: at %.2f req/s by %.1f %% of requests; %.1f %% hold both targets.", map[bool]string{true: "TTFT", false: "TPOT"}[a.InTTFT < a.InTPOT], a.Rate, 100*(1-min(a.InTTFT, a.InTPOT)), 100*a.Good))
 	}
 	return lines
 }

@@ -271,7 +271,9 @@ func Saturation(s Step, now Now, l fleet.Limits, slo fleet.SLO) (float64, Regime
 	if s.Known() {
 		base := s.Time(Work{Seqs: n}) - s.PerSeq*n
 		own := s.PerSeq*n + s.PerKV*float64(now.KV)
-		rho = 1 - (1-prompt)*base/(base+own)
+		if base+own > 0 {
+			rho = 1 - (1-prompt)*base/(base+own)
+		}
 		if slo.TPOT > 0 {
 			room = min(room, max(1-base/slo.TPOT.Seconds(), 1e-3))
 		}

@@ -181,6 +181,10 @@ func TestSaturationAndItsRegimes(t *testing.T) {
 	if got, regime := Saturation(plain, Now{Running: 2000}, fleet.Limits{}, fleet.SLO{}); got < 1 || regime != Overload {
 		t.Errorf("2000 sequences: %g, %v", got, regime)
 	}
+	// All that was learnt is of prompts, and nothing decodes: no share is no number.
+	if got, _ := Saturation(Step{PerPrompt: 1e-5}, Now{Waiting: 1, Prompts: 100}, fleet.Limits{}, fleet.SLO{}); got != got || got < 0 {
+		t.Errorf("a step without a base: %v", got)
+	}
 	if got, _ := Saturation(Step{}, Now{Running: 128}, l, slo); got != 0.5 {
 		t.Errorf("unknown step, half the seats: %g", got)
 	}

@@ -140,6 +140,12 @@ func (b *Brain) again(r *request, ev *Leg, out []Action) []Action {
 		}
 		b.tally.Retried--
 	}
+	return b.fail(r, ev, out)
+}
+
+// fail ends a request whose last attempt has failed.
+func (b *Brain) fail(r *request, ev *Leg, out []Action) []Action {
+	r.failure = ev.Failure
 	b.tally.Failed++
 	if !ev.Committed && ev.Failure != fleet.FailClient {
 		out = append(out, Action{Kind: Refuse, Req: r.Req, Refusal: refusalFor(ev.Failure), RetryAfter: b.retryAfter(ev.Failure)})

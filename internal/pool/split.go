@@ -222,6 +222,15 @@ func (b *Brain) prefillFailed(r *request, ev *Leg, out []Action) []Action {
 		r.tried = append(r.tried, e.Endpoint.Endpoint)
 	}
 	b.release(r)
+	if ev.Failure == fleet.FailClient {
+		// By itself another may serve it, or refuse it in its own words.
+		said := *ev
+		said.Failure = fleet.FailOverload
+		if r.alone = b.config.Split != SplitOnly; !r.alone {
+			return b.fail(r, &said, out)
+		}
+		return b.again(r, &said, out)
+	}
 	if slot != lost && ev.Failure.Blames() {
 		out = b.blame(slot, ev.Failure, out)
 	}
