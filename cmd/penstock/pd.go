@@ -10,7 +10,7 @@ import (
 // engine computes and another answers.
 type pdFlags struct {
 	Role          string        `enum:"both,prefill,decode" default:"both" help:"What it is there for: ${enum}. vLLM's engines take any leg, and whole requests, whatever it says."`
-	KVConnector   string        `name:"kv-connector" placeholder:"NAME" help:"How it hands KV over: nixl, nixl-push, mooncake or shared (vLLM), sglang (default: not at all)."`
+	KVConnector   string        `name:"kv-connector" placeholder:"NAME" help:"How it hands KV over: ${connectors} (default: not at all); sglang is for --engine sglang, the others for vLLM's."`
 	KVSideChannel string        `name:"kv-side-channel" placeholder:"ADDR" help:"Where others fetch KV (default 127.0.0.1:0); engine I, or rank I, at a port higher by I."`
 	KVBootstrap   string        `name:"kv-bootstrap" placeholder:"ADDR" help:"Where the bootstrap server of mooncake and sglang is (default 127.0.0.1:8998); ports as above."`
 	KVSharedDir   string        `name:"kv-shared-dir" placeholder:"DIR" help:"The store of the connector shared."`

@@ -18,6 +18,7 @@ import (
 	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/obs"
+	"penstock.dev/penstock/internal/pool"
 	"penstock.dev/penstock/internal/route"
 	"penstock.dev/penstock/internal/workload"
 )
@@ -162,11 +163,11 @@ type upCmd struct {
 	portFlags
 	fleetFlags
 	kvFlags
-	Replicas    int             `default:"4" help:"Simulated engines."`
+	Replicas    *int            `placeholder:"N" help:"Simulated engines (default 4)."`
 	Prefill     int             `placeholder:"N" help:"Engines that only compute prompts for others; with --decode, instead of --replicas."`
 	Decode      int             `placeholder:"N" help:"Engines that take prompts over and answer."`
 	Encode      int             `placeholder:"N" help:"Engines that encode images for the others, besides them."`
-	Connector   string          `placeholder:"NAME" help:"How engines hand KV over: nixl, nixl-push, mooncake, shared or offload (vLLM), sglang (default nixl, where --prefill is given). With offload they also fetch from each other what is cached."`
+	Connector   string          `placeholder:"NAME" help:"How engines hand KV over, of those that are simulated: ${connectors} (default nixl, where --prefill is given). With offload they also fetch from each other what is cached."`
 	Model       string          `help:"Model of the simulated engines (default Qwen/Qwen3-32B)."`
 	Accelerator []string        `help:"Their accelerator (default H100); several are dealt to the engines in turn."`
 	Slow        map[int]float64 `placeholder:"I=X" help:"Make engine I (from 0) X times slower than its equals; repeat for more: --slow 3=1.2."`
@@ -194,17 +195,27 @@ func (upCmd) Help() string {
 
 // Run serves until a signal.
 func (c *upCmd) Run(ctx context.Context, s streams) error {
+	if err := c.contradiction(); err != nil {
+		return err
+	}
 	var sim *app.Simulated
 	if !c.real() {
+		replicas := defaultReplicas
+		if c.Replicas != nil {
+			replicas = *c.Replicas
+		}
 		var err error
 		sim, err = app.Simulate(c.with(server.Options{
 			Model: c.Model, TP: c.TP, KVTokens: kvTokens(c.KVTokens), Noise: c.Noise, Speedup: c.Speedup, Seed: c.Seed, DevMode: true,
-		}), app.Fleet{Replicas: c.Replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode, Encode: c.Encode, Connector: c.Connector})
+		}), app.Fleet{Replicas: replicas, Accelerators: c.Accelerator, Slow: c.Slow, Prefill: c.Prefill, Decode: c.Decode, Encode: c.Encode, Connector: c.Connector})
 		if err != nil {
 			return err
 		}
 	}
 	o, err := c.options(sim)
+	if err == nil && sim != nil && c.Prefill > 0 && c.Policy != splitPolicy && o.Config.Pools[0].Split == pool.SplitAuto {
+		fmt.Fprintf(s.Err, "penstock: --policy %s never splits a request, so the engines of --prefill will be idle: of the policies only %s finds out whether a split pays\n", c.Policy, splitPolicy)
+	}
 	var a *app.App
 	if err == nil {
 		a, _, err = c.start(o, 0, s)
@@ -223,6 +234,41 @@ func (c *upCmd) Run(ctx context.Context, s streams) error {
 		err = errors.Join(err, sim.Close())
 	}
 	return err
+}
+
+// defaultReplicas is how many engines are simulated unless flags say otherwise.
+const defaultReplicas = 4
+
+// splitPolicy is the policy that finds out whether a split pays; under the others
+// requests are split only where that is insisted on.
+const splitPolicy = "predictive"
+
+// contradiction says which flags cannot be meant together.
+func (c *upCmd) contradiction() error {
+	if c.real() {
+		named := "--config"
+		if c.Endpoints != "" {
+			named = "--endpoints"
+		}
+		for _, f := range [...]struct {
+			name  string
+			given bool
+		}{
+			{"--replicas", c.Replicas != nil},
+			{"--prefill", c.Prefill != 0},
+			{"--decode", c.Decode != 0},
+			{"--encode", c.Encode != 0},
+			{"--connector", c.Connector != ""},
+		} {
+			if f.given {
+				return fmt.Errorf("%s is about simulated engines, and %s names real ones: leave one of them out; roles and the connector of real engines are set in a Fleet file (endpoints[].role, kv.transfer.connector)", f.name, named)
+			}
+		}
+	}
+	if c.Replicas != nil && (c.Prefill != 0 || c.Decode != 0) {
+		return errors.New("give --replicas, or --prefill and --decode, not both: engines that split requests are counted by the latter")
+	}
+	return nil
 }
 
 func (c *upCmd) greet(w io.Writer, a *app.App, sim *app.Simulated) {
@@ -279,5 +325,5 @@ func trafficShape() *workload.SharedPrefix {
 
 // helpVars fill in what help texts say of the policies.
 func helpVars() kong.Vars {
-	return kong.Vars{"transfer": defaultTransfer, "dialects": strings.Join(engine.DialectNames(), ","), "policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
+	return kong.Vars{"transfer": defaultTransfer, "connectors": strings.Join(app.SimulatedConnectors(), ", "), "dialects": strings.Join(engine.DialectNames(), ","), "policies": strings.Join(route.Names(), ", "), "policy": route.DefaultPolicy}
 }

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"penstock.dev/penstock/internal/config"
-	"penstock.dev/penstock/internal/engine"
 	"penstock.dev/penstock/internal/enginesim/server"
 	"penstock.dev/penstock/internal/fleet"
 	"penstock.dev/penstock/internal/perf"
@@ -39,7 +39,7 @@ type Fleet struct {
 	Prefill, Decode int
 	// Encode is how many more encode images for the others.
 	Encode int
-	// Connector is how they hand KV over, by one of the names of engine.Connectors;
+	// Connector is how they hand KV over, by one of the names of SimulatedConnectors;
 	// empty is nixl where requests are split, and not at all where they are not.
 	Connector string
 }
@@ -56,6 +56,25 @@ func (f *Fleet) split() (bool, error) {
 	return true, nil
 }
 
+// SimulatedConnectors returns the names of the connectors that simulated engines
+// speak.
+func SimulatedConnectors() []string {
+	return []string{server.NIXL, server.NIXLPush, server.Mooncake, server.Shared, server.Offload, server.Rooms}
+}
+
+// checkConnector says what is wrong with how engines are to hand KV over.
+func (f *Fleet) checkConnector(split bool) error {
+	switch known := SimulatedConnectors(); {
+	case f.Connector == "":
+		return nil
+	case !slices.Contains(known, f.Connector):
+		return fmt.Errorf("--connector: no simulated engine speaks %q: name one of %s", f.Connector, strings.Join(known, ", "))
+	case f.Connector == server.Rooms && !split:
+		return fmt.Errorf("--connector %s: engines of SGLang do one leg of a request: give --prefill N --decode N", f.Connector)
+	}
+	return nil
+}
+
 // Simulate starts a fleet of engines, alike but for their accelerators, their
 // noise and those that are slow. The gateway is told the variants, and not who is
 // slow.
@@ -64,10 +83,13 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := f.checkConnector(split); err != nil {
+		return nil, err
+	}
 	if f.Replicas < 1 || f.Replicas+f.Encode > maxReplicas {
 		return nil, fmt.Errorf("--replicas must be between 1 and %d, is %d", maxReplicas, f.Replicas+f.Encode)
 	}
-	if f.Encode < 0 || f.Encode > 0 && f.Connector == string(engine.ConnectorSGLang) {
+	if f.Encode < 0 || f.Encode > 0 && f.Connector == server.Rooms {
 		return nil, errors.New("--encode must not be negative, and is for engines of vLLM")
 	}
 	for i := range f.Slow {
@@ -114,20 +136,15 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 }
 
 // connect has engines hand KV over.
-func (s *Simulated) connect(o *server.Options, connector string) error {
-	k, err := engine.ParseConnector(cmp.Or(connector, string(engine.ConnectorNIXL)))
-	if err != nil {
-		return fmt.Errorf("--connector: %w", err)
-	}
-	s.Pool.KV.Transfer.Connector, o.PD.Connector = string(k), string(k)
-	switch k {
-	case engine.ConnectorSGLang:
-		o.Engine, s.Pool.Split = server.SGLang, pool.SplitOnly // its engines for one leg compute nothing whole
-	case engine.ConnectorShared:
+func (s *Simulated) connect(o *server.Options, connector string) (err error) {
+	o.PD.Connector = cmp.Or(connector, server.NIXL)
+	s.Pool.KV.Transfer.Connector = o.PD.Connector
+	switch o.PD.Connector {
+	case server.Rooms:
+		o.Engine, s.Pool.Dialect, s.Pool.Split = server.SGLang, server.SGLang, pool.SplitOnly // its engines for one leg compute nothing whole
+	case server.Shared:
 		s.dir, err = os.MkdirTemp("", "penstock-shared-kv-")
 		o.PD.SharedDir = s.dir
-	case engine.ConnectorMoRIIO, engine.ConnectorMoRIIOWrite, engine.ConnectorLLMD:
-		err = fmt.Errorf("--connector: no simulated engine speaks %s", k)
 	}
 	return err
 }
