@@ -25,8 +25,10 @@ type Request struct {
 	Previous     string       // "previous_response_id"
 	Declared     Declared     // what it asks of prefix caches
 
-	promptIDs  int // token ids in the prompt, when it is given as ids
-	media      int // files inlined in the prompt
+	promptIDs  int  // token ids in the prompt, when it is given as ids
+	prompts    int  // when it is a list of texts or of lists of ids
+	n, bestOf  bool // more than one answer is asked for
+	media      int  // files inlined in the prompt
 	mediaBytes int
 	places     places
 
@@ -131,6 +133,14 @@ func (r *Request) field(s *scanner, key []byte, sh *shape) *FieldError {
 			return stringField(s, "previous_response_id", &r.Previous)
 		}
 	}
+	switch string(key) {
+	case "n":
+		r.n = moreThanOne(s.value())
+		return nil
+	case "best_of":
+		r.bestOf = moreThanOne(s.value())
+		return nil
+	}
 	if carries(key) && s.peek() == '{' {
 		r.places.inside(s)
 		return nil
@@ -161,11 +171,51 @@ func (r *Request) prompt(s *scanner, field string, sh *shape) *FieldError {
 	r.Prompt, r.promptMark = s.marked()
 	r.media, r.mediaBytes = s.media-media, s.mediaBytes-mediaBytes
 	if sh.starts == "" || bytes.IndexByte([]byte(sh.starts), c) >= 0 {
-		r.promptIDs = countIDs(r.Prompt)
+		r.promptIDs, r.prompts = countIDs(r.Prompt), countPrompts(r.Prompt)
 		return nil
 	}
 	r.Prompt = nil
 	return &FieldError{field, sh.wants}
+}
+
+// Several reports whether more than one sequence is asked for: answers to several
+// prompts, or several to one.
+func (r *Request) Several() bool { return r.prompts > 1 || r.n || r.bestOf }
+
+// moreThanOne reports whether a value is a number above 1.
+func moreThanOne(raw []byte) bool {
+	x, err := strconv.ParseFloat(string(raw), 64)
+	return err == nil && x > 1
+}
+
+// countPrompts returns how many there are in a list of texts or of lists of ids; 0
+// for anything else.
+func countPrompts(raw []byte) int {
+	s := scanner{b: raw}
+	if s.peek() != '[' {
+		return 0
+	}
+	depth, n, quoted := 0, 0, false
+	for i := s.i; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			if quoted = !quoted; quoted && depth == 1 {
+				n++
+			}
+		case quoted:
+		case c == '{':
+			return 0
+		case c == '[':
+			if depth++; depth == 2 {
+				n++
+			}
+		case c == ']':
+			depth--
+		}
+	}
+	return n
 }
 
 // countIDs returns how many numbers a prompt of token ids holds; 0 for text.

@@ -138,3 +138,29 @@ func FuzzRename(f *testing.F) {
 		}
 	})
 }
+
+func TestSeveral(t *testing.T) {
+	for _, c := range []struct {
+		body string
+		kind Kind
+		want bool
+	}{
+		{`{"model":"m","prompt":"a"}`, Completion, false},
+		{`{"model":"m","prompt":["a"]}`, Completion, false},
+		{`{"model":"m","prompt":["a, \"b\"]"]}`, Completion, false},
+		{`{"model":"m","prompt":["a","b"]}`, Completion, true},
+		{`{"model":"m","prompt":[1,2,3]}`, Completion, false},
+		{`{"model":"m","prompt":[[1,2,3]]}`, Completion, false},
+		{`{"model":"m","prompt":[[1,2],[3]]}`, Completion, true},
+		{`{"model":"m","prompt":"a","n":1,"best_of":1}`, Completion, false},
+		{`{"model":"m","prompt":"a","n":2}`, Completion, true},
+		{`{"model":"m","prompt":"a","best_of":3}`, Completion, true},
+		{`{"model":"m","n":2,"messages":[]}`, Chat, true},
+		{`{"model":"m","n":null,"messages":[{"content":["x","y"]},{"content":[{"text":"a"},{"text":"b"}]}]}`, Chat, false},
+	} {
+		r, err := Scan([]byte(c.body), c.kind)
+		if err != nil || r.Several() != c.want {
+			t.Errorf("%s: %v, %v; want %v", c.body, r.Several(), err, c.want)
+		}
+	}
+}

@@ -209,7 +209,7 @@ func (x *exchange) open() {
 	x.access.Arrived = time.Now()
 	x.ticket = x.service.Pool.Open(x.access.ID, &pool.Arrive{
 		Prompt: x.access.Prompt, MaxOut: x.req.MaxOut, Chain: chain, KeyTokens: keyTokens, Blocks: blocks, Terms: x.terms, Owner: x.owner, Adapter: x.service.Adapter,
-		Loadable: x.service.Load != nil, Silent: !x.access.Stream,
+		Loadable: x.service.Load != nil, Silent: !x.access.Stream, Whole: x.req.Several(),
 		Images: x.findImages(),
 	})
 	x.note(chain, blocks, keyTokens)

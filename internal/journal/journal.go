@@ -17,7 +17,7 @@ import (
 	"io"
 )
 
-const magic = "PENSTOCK-JOURNAL-11\n"
+const magic = "PENSTOCK-JOURNAL-12\n"
 
 // MaxRecord bounds one record; a longer length on read means damage.
 const MaxRecord = 16 << 20

@@ -287,6 +287,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 	e.Fixed(uint64(ev.Adapter))
 	e.Bool(ev.Loadable)
 	e.Bool(ev.Silent)
+	e.Bool(ev.Whole)
 	encodeKeys(e, ev.Chain)
 	encodeKeys(e, ev.Blocks)
 	encodeKeys(e, ev.Images)
@@ -295,7 +296,7 @@ func encodeArrive(e *journal.Encoder, ev *Arrive) {
 func decodeArrive(d *journal.Decoder) *Arrive {
 	ev := &Arrive{
 		Req: fleet.ReqID(d.Uint()), Prompt: d.Tokens(), MaxOut: d.Tokens(), KeyTokens: d.Float(),
-		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(), Silent: d.Bool(),
+		Terms: decodeTerms(d), Owner: endpointID(d), Adapter: fleet.Adapter(d.Fixed()), Loadable: d.Bool(), Silent: d.Bool(), Whole: d.Bool(),
 	}
 	ev.Chain, ev.Blocks, ev.Images = decodeKeys(d), decodeKeys(d), decodeKeys(d)
 	return ev

@@ -102,6 +102,8 @@ type Arrive struct {
 	Images  []kv.Key      // of its content: what stands for each of its images
 	// Silent says that the answer comes whole: nothing tells of its first token.
 	Silent bool
+	// Whole says that more than one sequence is asked for: engines hand over one.
+	Whole bool
 	// Loadable says that whoever sends the request can have its adapter loaded, so
 	// that an endpoint without it will do.
 	Loadable bool

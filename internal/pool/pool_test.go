@@ -282,7 +282,7 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 				Blocks: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 6, -1).Draw(t, "blocks")),
 				Terms:  fleet.Terms{Tenant: 1 << 63, Priority: -2, SLO: fleet.SLO{TTFT: time.Second, TPOT: time.Millisecond}},
 				Images: letterChain(rapid.StringOfN(rapid.RuneFrom([]rune("ab")), 0, 3, -1).Draw(t, "images")),
-				Silent: rapid.Bool().Draw(t, "silent"), Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
+				Silent: rapid.Bool().Draw(t, "silent"), Whole: rapid.IntRange(0, 9).Draw(t, "whole") == 0, Owner: fleet.EndpointID(max(rapid.IntRange(-8, 4).Draw(t, "owner"), 0)),
 				Adapter: fleet.Adapter(max(rapid.IntRange(-3, 3).Draw(t, "lora"), 0)),
 			})
 		},
@@ -333,9 +333,7 @@ func (m *machine) moves() map[string]func(*rapid.T) {
 			l := &Leg{Req: id, Attempt: a, Prefill: true, Phase: fleet.PhaseDone, Usage: fleet.Usage{Known: rapid.Bool().Draw(t, "told"), Prompt: 500, Cached: 100, Output: 1}}
 			if delete(m.first, id); rapid.Bool().Draw(t, "fails") {
 				l.Phase, l.Failure = fleet.PhaseFailed, fleet.Failure(rapid.IntRange(int(fleet.FailConnect), int(fleet.FailClient)).Draw(t, "failure"))
-				if m.flights[id] = 0; l.Failure == fleet.FailClient {
-					delete(m.flights, id)
-				}
+				m.flights[id] = 0 // it goes on even where the prompt was refused
 			}
 			m.step(t, l)
 		},

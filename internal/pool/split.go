@@ -20,7 +20,7 @@ import (
 // judgePrefills finds the slots that can compute r's prompt for another.
 func (b *Brain) judgePrefills(r *request) {
 	b.query.Prefills = b.query.Prefills[:0]
-	if r.alone || r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 || b.config.Split == SplitNever {
+	if r.alone || r.Whole && b.config.Split != SplitOnly || r.Owner != fleet.NoEndpoint || len(b.query.Candidates) == 0 || b.config.Split == SplitNever {
 		return
 	}
 	for i := range b.endpoints {

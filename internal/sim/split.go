@@ -133,16 +133,13 @@ func (r *run) release(q *request) {
 	q.prefill = noReplica
 }
 
-// failPrefill reports a first leg that has failed, one hop later.
+// failPrefill reports a first leg that has failed, one hop later: what follows the
+// gateway decides.
 func (r *run) failPrefill(q *request, f fleet.Failure) {
 	q.stage, q.prefill = stageWhole, noReplica
 	r.heap.push(event{at: r.now.Add(r.c.Hop), kind: kindLeg, what: q.gateway, leg: pool.Leg{
 		Req: reqID(q.index), Attempt: q.attempt, Prefill: true, Phase: fleet.PhaseFailed, Failure: f,
 	}})
-	if f == fleet.FailClient {
-		r.res.Failed++
-		r.endAt(q, r.now)
-	}
 }
 
 // breakLegs fails what a replica that has just died was doing for others.
