@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -135,7 +137,14 @@ func explain(w io.Writer, r *obs.Record) {
 	if o.Endpoint != "" {
 		fmt.Fprintf(w, " from %s", o.Endpoint)
 	}
-	fmt.Fprintf(w, "; queued %.1f ms, first token after %.1f ms, then one per %.1f ms (median), %.1f ms in all\n", o.QueueMs, o.TTFTMs, o.ITLMs, o.TotalMs)
+	fmt.Fprintf(w, "; queued %.1f ms", o.QueueMs)
+	if o.TTFTMs > 0 {
+		fmt.Fprintf(w, ", first token after %.1f ms", o.TTFTMs)
+	}
+	if o.ITLMs > 0 {
+		fmt.Fprintf(w, ", then one per %.1f ms (median)", o.ITLMs)
+	}
+	fmt.Fprintf(w, ", %.1f ms in all\n", o.TotalMs)
 	prompt, cached := "prompt not reported by the engine", "not reported"
 	if o.CachedTokens != nil {
 		cached = fmt.Sprint(*o.CachedTokens)
@@ -209,7 +218,7 @@ func explainAttempt(w io.Writer, a *obs.Attempt) {
 	}
 	t.Flush()
 	if len(a.Counts) > 1 || total(a.Counts) > len(a.Candidates) {
-		fmt.Fprintf(w, "of %d endpoints: %v\n", total(a.Counts), a.Counts)
+		fmt.Fprintf(w, "of %d endpoints: %s\n", total(a.Counts), countsText(a.Counts))
 	}
 }
 
@@ -252,6 +261,15 @@ func cachedTokens(c *obs.Candidate) string {
 		fmt.Fprintf(&text, " (%.0f ms)", c.FetchMs)
 	}
 	return text.String()
+}
+
+// countsText writes how many there are of each, by name.
+func countsText(counts map[string]int) string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		list = append(list, fmt.Sprintf("%d %s", counts[name], name))
+	}
+	return strings.Join(list, ", ")
 }
 
 func total(counts map[string]int) int {

@@ -254,8 +254,12 @@ func printTransfers(w io.Writer, s *admin.TransferStatus) {
 		if l := p.Link; l != nil {
 			link = fmt.Sprintf("%.0f ms + %s/s", l.LatencyMs, size(l.BytesPerSecond))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%.0f, %.0f ms\t%.0f ms\t%s\t\n", p.Source, p.Consumer, p.InFlight, p.Done, failed, p.Aborted, p.Expired, p.Tokens,
-			size(float64(p.Bytes)), p.Took.MeanMs, p.Took.P95Ms, p.Expected.MeanMs, link)
+		took := "-"
+		if p.Took.Count > 0 {
+			took = fmt.Sprintf("%.0f, %.0f ms", p.Took.MeanMs, p.Took.P95Ms)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t\n", p.Source, p.Consumer, p.InFlight, p.Done, failed, p.Aborted, p.Expired, p.Tokens,
+			size(float64(p.Bytes)), took, measured(p.Expected.MeanMs, "%.0f ms"), link)
 	}
 	t.Flush()
 	for _, p := range s.Pools {
@@ -263,6 +267,14 @@ func printTransfers(w io.Writer, s *admin.TransferStatus) {
 			fmt.Fprintf(w, "pool %s: %s cannot hand KV over to %s: %s\n", p.Pool, b.Prefill, b.Decode, b.Why)
 		}
 	}
+}
+
+// measured writes a time in ms, or - for one that nobody knows.
+func measured(ms float64, format string) string {
+	if ms == 0 {
+		return "-"
+	}
+	return fmt.Sprintf(format, ms)
 }
 
 // size writes a number of bytes for people.
@@ -314,7 +326,8 @@ func (c *transfersListCmd) Run(ctx context.Context, s streams) error {
 		fmt.Fprintln(t, "\nTICKET\tFROM\tTO\tSTAGE\tTOKENS\tBYTES\tTOOK\tPREDICTED\tREASON")
 	}
 	for _, k := range v.Tickets {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%.1f ms\t%.1f ms\t%s\n", k.ID, k.Source, k.Consumer, k.Stage, k.Tokens, size(float64(k.Bytes)), k.TookMs, k.ExpectedMs, k.Reason)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", k.ID, k.Source, k.Consumer, k.Stage, k.Tokens, size(float64(k.Bytes)),
+			measured(k.TookMs, "%.1f ms"), measured(k.ExpectedMs, "%.1f ms"), k.Reason)
 	}
 	return t.Flush()
 }

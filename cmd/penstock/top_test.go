@@ -27,7 +27,7 @@ func TestTopShows(t *testing.T) {
 			Pairs: []admin.TransferPair{{
 				Source: "@p/a", Consumer: "b-instance", Planned: 9, Done: 5, Failed: map[string]uint64{"stream": 2}, Aborted: 1, InFlight: 1, Tokens: 5000, Bytes: 1_310_720_000,
 				Took: admin.TransferTimes{Count: 5, MeanMs: 31, P95Ms: 44}, Expected: admin.TransferTimes{MeanMs: 28}, Link: link,
-			}},
+			}, {Source: "@p/a", Consumer: "@p/b", Planned: 1, InFlight: 1}},
 			Pools: []admin.TransferPool{{Pool: "p", Barred: []admin.BarredPair{{Prefill: "a", Decode: "c", Why: "cache.dtype: no"}}}},
 		},
 		Latest: []obs.Record{
@@ -48,11 +48,30 @@ func TestTopShows(t *testing.T) {
 		"a both, prefill healthy 2 0 3 0 42 % 100 ms 10 ms 10 ms + 2.6 us/token",
 		"b decode > prefill healthy, draining 0 0 ? 0 ? - - -",
 		"@p/a b-instance 1 5 2 1 0 5000 1.3 GB 31, 44 ms 28 ms 10 ms + 8.8 GB/s",
+		"@p/a @p/b 1 0 0 0 0 0 0 B - - -",
 		"pool p: a cannot hand KV over to c: cache.dtype: no",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("nothing says %q in\n%s", want, all)
 		}
+	}
+}
+
+// What nobody has measured is told as that, in words for people.
+func TestExplainLeavesOutWhatIsNotKnown(t *testing.T) {
+	r := obs.Record{Attempts: []obs.Attempt{{Chosen: "a", Counts: map[string]int{"role": 2, "eligible": 2}}}, Outcome: obs.Outcome{Status: 200, Endpoint: "a", TotalMs: 13.4}}
+	var b bytes.Buffer
+	explain(&b, &r)
+	for _, want := range []string{"of 4 endpoints: 2 eligible, 2 role\n", "outcome: status 200 from a; queued 0.0 ms, 13.4 ms in all\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("nothing says %q in\n%s", want, b.String())
+		}
+	}
+	r.Outcome.TTFTMs, r.Outcome.ITLMs = 8, 1.5
+	b.Reset()
+	explain(&b, &r)
+	if want := "queued 0.0 ms, first token after 8.0 ms, then one per 1.5 ms (median), 13.4 ms in all\n"; !strings.Contains(b.String(), want) {
+		t.Errorf("nothing says %q in\n%s", want, b.String())
 	}
 }
 
