@@ -264,12 +264,12 @@ func cachedTokens(c *obs.Candidate) string {
 }
 
 // countsText writes how many there are of each, by name.
-func countsText(counts map[string]int) string {
+func countsText[N int | uint64](counts map[string]N) string {
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		list = append(list, fmt.Sprintf("%d %s", counts[name], name))
 	}
-	return strings.Join(list, ", ")
+	return cmp.Or(strings.Join(list, ", "), "none")
 }
 
 func total(counts map[string]int) int {

@@ -46,7 +46,7 @@ func printKVPool(w io.Writer, p *admin.KVPool) {
 	}
 	t.Flush()
 	if k := p.Tokens; k != nil {
-		fmt.Fprintf(w, "prompts' tokens: %v; not known: %v; circuit %s\n", k.By, k.Without, k.Circuit)
+		fmt.Fprintf(w, "prompts' tokens: %s; not known: %s; circuit %s\n", countsText(k.By), countsText(k.Without), k.Circuit)
 	}
 	fmt.Fprintln(w)
 }
@@ -125,8 +125,8 @@ func printKept(w io.Writer, v *admin.KVKeptList) {
 	}
 	t.Flush()
 	for _, p := range v.Pools {
-		fmt.Fprintf(w, "pool %s: %.1f of %.1f MB of text; orders %v, %d failed, %.1f s of engines' time; refused %v, dropped %v\n",
-			p.Pool, float64(p.Bytes)/1e6, float64(p.MaxBytes)/1e6, p.Orders, p.Failed, p.Seconds, p.Refused, p.Dropped)
+		fmt.Fprintf(w, "pool %s: %.1f of %.1f MB of text; orders: %s, %d failed, %.1f s of engines' time; refused: %s; dropped: %s\n",
+			p.Pool, float64(p.Bytes)/1e6, float64(p.MaxBytes)/1e6, countsText(p.Orders), p.Failed, p.Seconds, countsText(p.Refused), countsText(p.Dropped))
 	}
 }
 
