@@ -7,6 +7,8 @@
 // request at a time until one succeeds. Failures to connect always eject;
 // failures of other kinds never eject more than MaxShare of the pool, since
 // errors everywhere are more likely the requests' fault.
+//
+// Whether an endpoint hands KV over to others is judged apart; see Book.Missed.
 package health
 
 import (
@@ -73,7 +75,7 @@ const errorHalfLife = 10
 type Book struct {
 	config Config
 	slots  []slot
-	sick   int // slots that want a probe, now or later
+	sick   int // slots that want a probe or a trial, now or later
 }
 
 type slot struct {
@@ -85,7 +87,11 @@ type slot struct {
 	wait     time.Duration // current probe interval
 	next     fleet.Time    // when the next probe is due
 	inFlight bool          // a probe is out
-	partner  int           // 1 above the slot that the last unclear failure was with; 0 where an answer has begun since
+	partner  int           // 1 above the slot that all unclear failures since the last answer began were with, or several; 0 for none
+	unclear  int           // those of row that were unclear
+	fed      int           // 1 above the slot from which KV has last come; 0 for none
+	fedAt    fleet.Time    // and when
+	lends    lender
 }
 
 // New returns an empty book.
@@ -97,19 +103,28 @@ func (b *Book) SetConfig(c Config) { b.config = c }
 // Add makes slot i healthy with no history.
 func (b *Book) Add(i int) {
 	for len(b.slots) <= i {
-		b.slots = append(b.slots, slot{next: fleet.Never})
+		b.slots = append(b.slots, noSlot())
 	}
-	b.setNext(&b.slots[i], fleet.Never)
+	b.unlist(i)
 	b.slots[i] = slot{
-		present: true, next: fleet.Never,
+		present: true, next: fleet.Never, lends: lender{next: fleet.Never},
 		good: stat.Rate{HalfLife: errorHalfLife}, bad: stat.Rate{HalfLife: errorHalfLife},
 	}
 }
 
 // Remove forgets slot i.
 func (b *Book) Remove(i int) {
+	b.unlist(i)
+	b.slots[i] = noSlot()
+}
+
+func noSlot() slot { return slot{next: fleet.Never, lends: lender{next: fleet.Never}} }
+
+// unlist takes slot i out of what is kept of all.
+func (b *Book) unlist(i int) {
 	b.setNext(&b.slots[i], fleet.Never)
-	b.slots[i] = slot{next: fleet.Never}
+	b.setTrial(&b.slots[i].lends, fleet.Never)
+	b.part(i)
 }
 
 // setNext changes when a slot's next probe is due.
@@ -133,14 +148,15 @@ func (b *Book) NextProbe(i int) fleet.Time {
 	return b.slots[i].next
 }
 
-// NextOfAll returns when the first probe of any slot is wanted, Never when none is.
+// NextOfAll returns when the first probe or trial of any slot is wanted, Never when
+// none is.
 func (b *Book) NextOfAll() fleet.Time {
 	at := fleet.Never
 	if b.sick == 0 {
 		return at
 	}
 	for i := range b.slots {
-		at = min(at, b.NextProbe(i))
+		at = min(at, b.NextProbe(i), b.NextTrial(i))
 	}
 	return at
 }
@@ -149,7 +165,7 @@ func (b *Book) NextOfAll() fleet.Time {
 // changed.
 func (b *Book) Success(now fleet.Time, i int) bool {
 	s := &b.slots[i]
-	s.row = 0
+	s.row, s.unclear = 0, 0
 	s.good.Add(now.Seconds(), 1)
 	return b.Alive(i)
 }
@@ -190,14 +206,19 @@ func (b *Book) Failure(now fleet.Time, i int, kind fleet.Failure) bool {
 
 // Unclear records an attempt that failed at slot i and may be the fault of slot
 // other: KV was to come from there, and an engine that has just died is found out
-// later than those that miss its KV. i is blamed when it has failed so with one after
-// another. It reports whether the state changed.
+// later than those that miss its KV. i is blamed when it has failed so with more than
+// one. It reports whether the state changed.
 func (b *Book) Unclear(now fleet.Time, i, other int, kind fleet.Failure) bool {
 	s := &b.slots[i]
-	before := s.partner
-	if s.partner = other + 1; before == 0 || before == s.partner {
+	switch s.partner {
+	case 0:
+		s.partner = other + 1
+		return false
+	case other + 1:
 		return false
 	}
+	s.partner = several
+	s.unclear++
 	return b.Failure(now, i, kind)
 }
 
@@ -205,10 +226,14 @@ func (b *Book) tooBad(now fleet.Time, s *slot) bool {
 	if s.row >= b.config.Consecutive {
 		return true
 	}
-	const perSecondToCount = errorHalfLife / 0.6931471805599453
-	bad := s.bad.PerSecond(now.Seconds()) * perSecondToCount
-	good := s.good.PerSecond(now.Seconds()) * perSecondToCount
+	bad, good := count(&s.bad, now), count(&s.good, now)
 	return bad+good >= float64(b.config.MinRequests) && bad > b.config.ErrorShare*(bad+good)
+}
+
+// count is how many attempts r holds, those long ago in part.
+func count(r *stat.Rate, now fleet.Time) float64 {
+	const perSecondToCount = errorHalfLife / 0.6931471805599453
+	return r.PerSecond(now.Seconds()) * perSecondToCount
 }
 
 // mayEject reports whether one more ejection keeps the ejected share within
@@ -251,7 +276,7 @@ func (b *Book) Probed(now fleet.Time, i int, ok bool) bool {
 		return false
 	}
 	if ok {
-		s.state, s.row = Trial, 0
+		s.state, s.row, s.unclear = Trial, 0, 0
 		b.setNext(s, fleet.Never)
 		return true
 	}

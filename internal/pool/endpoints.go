@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"penstock.dev/penstock/internal/fleet"
+	"penstock.dev/penstock/internal/health"
 	"penstock.dev/penstock/internal/kv"
 	"penstock.dev/penstock/internal/perf"
 	"penstock.dev/penstock/internal/route"
@@ -273,10 +274,41 @@ func (b *Brain) blame(slot int, kind fleet.Failure, out []Action) []Action {
 	return out
 }
 
+// fitness is an endpoint's health as it is told: one that only computes prompts for
+// others is no fitter than its KV's way to them.
+func (b *Brain) fitness(slot int) health.State {
+	state, lends := b.deps.Health.State(slot), b.deps.Health.Lends(slot)
+	if b.endpoints[slot].Role.Decodes() || state == health.Ejected || lends == health.Healthy {
+		return state
+	}
+	return lends
+}
+
+// nextChance is when an ejected endpoint may be found fit, Never when it is not
+// ejected.
+func (b *Brain) nextChance(slot int) fleet.Time {
+	switch {
+	case b.fitness(slot) != health.Ejected:
+		return fleet.Never
+	case b.deps.Health.State(slot) == health.Ejected:
+		return b.deps.Health.NextProbe(slot)
+	}
+	return b.deps.Health.NextTrial(slot)
+}
+
+// tellLender tells of an endpoint's fitness to hand KV over where that is its
+// fitness.
+func (b *Brain) tellLender(slot int, cause fleet.Failure, out []Action) []Action {
+	if b.endpoints[slot].Role.Decodes() {
+		return out
+	}
+	return b.tellFitness(slot, cause, out)
+}
+
 func (b *Brain) tellFitness(slot int, cause fleet.Failure, out []Action) []Action {
 	e := &b.endpoints[slot]
 	return append(out, Action{
-		Kind: Fitness, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Health: b.deps.Health.State(slot), Cause: cause,
+		Kind: Fitness, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen, Health: b.fitness(slot), Cause: cause,
 	})
 }
 
@@ -292,6 +324,9 @@ func (b *Brain) onTick(out []Action) []Action {
 		e := &b.endpoints[i]
 		if e.present && b.deps.Health.Due(b.now, i) {
 			out = append(out, Action{Kind: Probe, Endpoint: e.Endpoint.Endpoint, Gen: e.Gen})
+		}
+		if e.present && b.deps.Health.Retry(b.now, i) {
+			out = b.tellLender(i, fleet.FailNone, out)
 		}
 	}
 	for {

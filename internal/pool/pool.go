@@ -109,6 +109,7 @@ type endpoint struct {
 	peak     int                // most of ours in flight since the last sample
 
 	inFlight int
+	lending  int // requests whose KV comes from it, on its way or not computed yet
 
 	dispatched, failed, shadowed uint64
 }
@@ -182,7 +183,7 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 		backlog, active := b.deps.Perf.Backlog(i)
 		s := fleet.EndpointState{
 			ID: e.Endpoint.Endpoint, Gen: e.Gen, Role: e.Role, Limits: e.limits, Draining: e.Change == EndpointDrain,
-			Health: b.deps.Health.State(i).String(), InFlight: e.inFlight, External: e.external, Backlog: backlog, Active: active, Speed: b.speed(i),
+			Health: b.fitness(i).String(), InFlight: e.inFlight, External: e.external, Backlog: backlog, Active: active, Speed: b.speed(i),
 			Gauges: e.sample.Gauges, SampleAge: b.sampleAge(e), Cached: b.deps.KV.Held(i), Cache: b.deps.KV.Standing(i),
 			Requests: e.dispatched, Failures: e.failed, Shadowed: e.shadowed,
 		}
@@ -191,8 +192,11 @@ func (b *Brain) View(dst *fleet.Snapshot) {
 		if l, ok := b.deps.Policy.(route.Leaner); ok && e.Role == fleet.RoleBoth && e.Connector != 0 {
 			s.Lean = l.Leans(i)
 		}
-		if b.deps.Health.State(i) == health.Ejected && b.deps.Health.NextProbe(i) != fleet.Never {
-			s.EjectedFor = max(b.deps.Health.NextProbe(i).Sub(b.now), 0)
+		if e.Role == fleet.RoleBoth && b.deps.Health.Lends(i) == health.Ejected {
+			s.Lean = fleet.RoleDecode
+		}
+		if at := b.nextChance(i); at != fleet.Never {
+			s.EjectedFor = max(at.Sub(b.now), 0)
 		}
 		dst.Endpoints = append(dst.Endpoints, s)
 	}

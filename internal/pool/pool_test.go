@@ -422,7 +422,7 @@ func (m *machine) check(t *rapid.T) {
 	if y.Queued+y.InFlight != uint64(len(m.flights)) {
 		t.Fatalf("brain has %d open requests, the world %d", y.Queued+y.InFlight, len(m.flights))
 	}
-	inFlight, jobs, promised := 0, 0, 0
+	inFlight, jobs, promised, lending := 0, 0, 0, 0
 	for _, r := range m.b.requests {
 		for _, slot := range []int{r.slot, r.prefill.slot} {
 			if slot >= 0 {
@@ -447,6 +447,9 @@ func (m *machine) check(t *rapid.T) {
 		if r.prefill.job.Open() {
 			jobs++
 		}
+		if r.prefill.from >= 0 {
+			lending++
+		}
 		if r.prefill.owes {
 			promised++
 		}
@@ -457,6 +460,7 @@ func (m *machine) check(t *rapid.T) {
 			continue
 		}
 		inFlight -= e.inFlight
+		lending -= e.lending
 		jobs -= m.b.deps.Perf.Open(i)
 		requests, context := m.b.deps.Perf.Promised(i)
 		promised -= requests
@@ -467,8 +471,8 @@ func (m *machine) check(t *rapid.T) {
 			t.Fatalf("negative ledger: %+v, backlog %d, active %d", e, backlog, active)
 		}
 	}
-	if inFlight != 0 || jobs != 0 || promised != 0 {
-		t.Fatalf("ledger differs from its requests by %d in flight, %d jobs, %d promises", inFlight, jobs, promised)
+	if inFlight != 0 || jobs != 0 || promised != 0 || lending != 0 {
+		t.Fatalf("ledger differs from its requests by %d in flight, %d jobs, %d promises, %d lent", inFlight, jobs, promised, lending)
 	}
 }
 

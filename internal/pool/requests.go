@@ -57,6 +57,7 @@ func (b *Brain) onLeg(ev *Leg, out []Action) []Action {
 		if r.slot != lost && b.deps.Health.Alive(r.slot) {
 			out = b.pump(b.tellFitness(r.slot, fleet.FailNone, out))
 		}
+		out = b.came(r, out)
 	case fleet.PhaseProgress:
 		b.deps.Perf.Progress(b.now, &r.job, ev.Output)
 	case fleet.PhaseDone:
@@ -91,6 +92,7 @@ func (b *Brain) done(r *request, ev *Leg, out []Action) []Action {
 		out = b.tellFitness(r.slot, fleet.FailNone, out)
 	}
 	b.tally.Done++
+	out = b.came(r, out)
 	out = b.tellMoved(r, 0, out) // of an answer that came whole; nothing tells how long it took
 	out = b.tellPulled(r, ev.Usage, out)
 	b.deps.Perf.Done(b.now, &r.job, r.ask(), ev.Usage)
@@ -118,8 +120,8 @@ func (b *Brain) failed(r *request, ev *Leg, out []Action) []Action {
 	case slot == lost || !ev.Failure.Blames():
 	case !unclear:
 		out = b.blame(slot, ev.Failure, out)
-	case b.deps.Health.Unclear(b.now, slot, from, ev.Failure):
-		out = b.tellFitness(slot, ev.Failure, out)
+	default:
+		out = b.missed(slot, from, ev.Failure, out)
 	}
 	return b.again(r, ev, out)
 }

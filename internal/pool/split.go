@@ -32,13 +32,15 @@ func (b *Brain) judgePrefills(r *request) {
 
 func (b *Brain) canPrefill(slot int, e *endpoint, r *request) bool {
 	return b.mayPrefill(slot, e, r) && (b.deps.Health.State(slot) != health.Trial || e.inFlight == 0) &&
+		(b.deps.Health.Lends(slot) != health.Trial || e.lending == 0) &&
 		!b.config.Room.Full(e.inFlight, e.limits.MaxSeqs)
 }
 
 // mayPrefill reports whether a slot can compute r's prompt, now or when it has room.
 func (b *Brain) mayPrefill(slot int, e *endpoint, r *request) bool {
 	return e.Role.Prefills() && e.Change != EndpointDrain && !b.lacks(e, r) && !e.tooSmall(r) &&
-		!slices.Contains(r.tried, e.Endpoint.Endpoint) && b.deps.Health.State(slot) != health.Ejected
+		!slices.Contains(r.tried, e.Endpoint.Endpoint) && b.deps.Health.State(slot) != health.Ejected &&
+		b.deps.Health.Lends(slot) != health.Ejected
 }
 
 // judgePairs takes those out of r's candidates that answer nothing alone and have
@@ -126,6 +128,7 @@ func (b *Brain) sendSplit(r *request, p int) *endpoint {
 	b.deps.Perf.Promise(r.slot, r.Prompt)
 	b.deps.Perf.Sent(b.now, p, r.ask(), b.view.Matched[p], &b.view.Load[p], &r.prefill.job)
 	b.deps.KV.Sent(b.now, p, &prompt, b.view.Cache[p], &r.prefill.cache)
+	b.endpoints[p].lending++
 	return b.enlist(p)
 }
 
@@ -237,6 +240,47 @@ func (b *Brain) prefillFailed(r *request, ev *Leg, out []Action) []Action {
 	return b.again(r, ev, out)
 }
 
+// missed takes a failure at slot dec that may be for want of the KV of slot pre. The
+// one is blamed when the other is not known to be at fault.
+func (b *Brain) missed(dec, pre int, kind fleet.Failure, out []Action) []Action {
+	if b.deps.Health.Missed(b.now, pre, dec, b.spares(pre)) {
+		return b.tellLender(pre, kind, out)
+	}
+	if b.deps.Health.Lends(pre) != health.Ejected && b.deps.Health.Unclear(b.now, dec, pre, kind) {
+		out = b.tellFitness(dec, kind, out)
+	}
+	return out
+}
+
+// spares reports whether the pool can do without slot pre's KV: requests are served
+// whole then, unless that cannot be and nobody else computes prompts.
+func (b *Brain) spares(pre int) bool {
+	if b.config.Split != SplitOnly {
+		return true
+	}
+	for i := range b.endpoints {
+		e := &b.endpoints[i]
+		if i != pre && e.present && e.Change == EndpointUp && e.Role.Prefills() && e.Connector == b.endpoints[pre].Connector &&
+			b.deps.Health.State(i) == health.Healthy && b.deps.Health.Lends(i) == health.Healthy {
+			return true
+		}
+	}
+	return false
+}
+
+// came notes that the KV of r's prompt has come to where r is answered. An endpoint
+// that had nothing left to fetch tells nothing.
+func (b *Brain) came(r *request, out []Action) []Action {
+	l := &r.prefill
+	if l.from == route.NoSlot || r.slot == lost || l.ended != 0 && l.moved == 0 {
+		return out
+	}
+	if b.deps.Health.Came(b.now, l.from, r.slot) {
+		out = b.pump(b.tellLender(l.from, fleet.FailNone, out))
+	}
+	return out
+}
+
 // suspect notes that where r was answered by e another had computed its prompt: what
 // failed may have been the taking over. The next plan is made without either.
 func (b *Brain) suspect(r *request, e *endpoint, ev *Leg) {
@@ -285,6 +329,9 @@ func (b *Brain) releasePrefill(r *request) {
 	b.deps.KV.Drop(&l.cache)
 	if l.slot >= 0 {
 		b.endpoints[l.slot].inFlight--
+	}
+	if l.from >= 0 {
+		b.endpoints[l.from].lending--
 	}
 	r.prefill = noPrefill()
 }
