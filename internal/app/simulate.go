@@ -132,6 +132,10 @@ func Simulate(o server.Options, f Fleet) (*Simulated, error) {
 		}
 	}
 	s.Pool.Model = s.Options().Model
+	// Where time runs faster, links do.
+	t, faster := &s.Pool.KV.Transfer, s.Options().Speedup
+	t.GBps *= faster
+	t.Latency = time.Duration(float64(t.Latency) / faster)
 	return s, nil
 }
 
