@@ -231,6 +231,41 @@ func TestSplitRequestsSurvive(t *testing.T) {
 	}
 }
 
+// TestASourceThatReachesNobodyIsTakenOut: an engine that computes prompts well and
+// whose KV nobody can fetch, for good, costs no client its answer, and is named.
+func TestASourceThatReachesNobodyIsTakenOut(t *testing.T) {
+	a, sim := startSplit(t, 2, 2, pool.SplitAlways, "round-robin")
+	bad := sim.Pool.Endpoints[0].Name
+	if err := sim.nodes[0].Server.SetFault(server.Fault{Kind: "pd-side-gone", Count: 1_000_000}); err != nil {
+		t.Fatal(err)
+	}
+	attempts := 0
+	for i := range 40 {
+		id := fmt.Sprint("q", i)
+		if got, _ := complete(t, a, id, fmt.Sprint(i, strings.Repeat(" the gate and pipe", 100)), i%2 == 0); got == "" {
+			t.Errorf("request %d has no answer", i)
+		}
+		attempts += len(explained(t, a, id).Attempts)
+	}
+	if attempts > 40+20 {
+		t.Errorf("%d attempts for 40 requests", attempts)
+	}
+	resp, err := http.Get(a.AdminURL() + "/api/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var s admin.Status
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range s.Pools[0].Endpoints {
+		if out := e.Health != "healthy"; out != (e.Name == bad) {
+			t.Errorf("%s is %s; only %s is broken", e.Name, e.Health, bad)
+		}
+	}
+}
+
 // An engine that is started again at its addresses takes part as before.
 func TestSimulatedEnginesRestart(t *testing.T) {
 	for _, connector := range []string{server.NIXL, server.Mooncake, server.Rooms} {
