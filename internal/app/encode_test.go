@@ -3,7 +3,6 @@ package app
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -56,19 +55,9 @@ func see(t *testing.T, a *App, id, path string, urls ...string) string {
 		turns = `"input"`
 	}
 	body := fmt.Sprintf(`{"model":"Qwen/Qwen3-32B","max_tokens":8,"max_output_tokens":8,%s:[{"role":"user","content":[%s]}]}`, turns, strings.Join(parts, ","))
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.URL()+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Request-Id", id)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s, %v", resp.Status, raw, err)
+	status, raw := posted(t, a, path, id, body)
+	if status != http.StatusOK {
+		t.Fatalf("%d: %s", status, raw)
 	}
 	_, text, _ := strings.Cut(string(raw), `"content":`)
 	text, _, _ = strings.Cut(text, "}")
