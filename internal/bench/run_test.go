@@ -38,6 +38,12 @@ func run(t *testing.T, o Options) (*Report, string) {
 	return r, out.String()
 }
 
+// warnings are those of a run but for that of being late: a machine that other
+// tests keep busy is, and is rightly told so.
+func warnings(r *Report) []string {
+	return slices.DeleteFunc(slices.Clone(r.Warnings), func(w string) bool { return strings.Contains(w, "itself was late") })
+}
+
 func TestRunAgainstAGoodServer(t *testing.T) {
 	for _, endpoint := range []string{"completions", "chat"} {
 		for _, stream := range []bool{true, false} {
@@ -46,8 +52,8 @@ func TestRunAgainstAGoodServer(t *testing.T) {
 				o.Endpoint, o.Stream, o.APIKey = endpoint, stream, "k"
 				o.Header, o.Goodput = map[string]string{"x-team": "blue"}, []string{"ttft:9000"}
 			}))
-			if r.Requests != (Requests{Sent: 20, Completed: 20}) || len(r.Errors) > 0 || len(r.Warnings) > 0 {
-				t.Fatalf("%s: %+v %+v %q", endpoint, r.Requests, r.Errors, r.Warnings)
+			if r.Requests != (Requests{Sent: 20, Completed: 20}) || len(r.Errors) > 0 || len(warnings(r)) > 0 {
+				t.Fatalf("%s: %+v %+v %q", endpoint, r.Requests, r.Errors, warnings(r))
 			}
 			if want := (Tokens{PromptWanted: 1000, Prompt: 1000, Output: 160}); r.Tokens != want {
 				t.Errorf("%s: tokens %+v", endpoint, r.Tokens)
@@ -108,8 +114,8 @@ func TestNoUsageIsNoError(t *testing.T) {
 	f := newFakeServer(t)
 	f.broken = func(int) string { return "nousage" }
 	r, _ := run(t, quick(f, nil))
-	if r.Requests.Completed != 20 || r.Tokens.NoUsage != 20 || r.Tokens.Output != 160 || r.Cache.Known || len(r.Warnings) != 1 {
-		t.Errorf("%+v %+v %q", r.Requests, r.Tokens, r.Warnings)
+	if r.Requests.Completed != 20 || r.Tokens.NoUsage != 20 || r.Tokens.Output != 160 || r.Cache.Known || len(warnings(r)) != 1 {
+		t.Errorf("%+v %+v %q", r.Requests, r.Tokens, warnings(r))
 	}
 }
 

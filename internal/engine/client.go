@@ -23,6 +23,8 @@ type Options struct {
 	Access         *Access       // what engines are shown and whom we trust; nil for nothing and the system's authorities
 	HTTP2          string        // HTTP2Auto (default), HTTP2Off or HTTP2Prior
 	Log            *slog.Logger  // told what engines are found to be; nil for none
+	// Dial makes connections, as that of net.Dialer does; nil for one of its own.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client speaks with any number of engines over pooled connections. It is safe
@@ -49,6 +51,9 @@ func NewClient(o Options) *Client {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
+	}
 	return &Client{
 		data: o.transport(), access: o.Access, log: o.Log,
 		control: &http.Client{Transport: o.transport(), Timeout: o.ControlTimeout, CheckRedirect: noRedirect},
@@ -58,7 +63,7 @@ func NewClient(o Options) *Client {
 // transport returns connections of their own for one kind of use.
 func (o Options) transport() *http.Transport {
 	t := &http.Transport{
-		DialContext:        (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:        o.Dial,
 		DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: idleConn,
 		TLSHandshakeTimeout: o.ConnectTimeout, ReadBufferSize: 16 << 10, WriteBufferSize: 16 << 10,
 		Protocols: new(http.Protocols),
