@@ -78,7 +78,7 @@ func inBubble(t *testing.T, o server.Options, test func(t *testing.T, p pipe)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		p := pipe{s, make(chan net.Conn), ctx}
 		h := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: time.Minute}
 		var all sync.WaitGroup
