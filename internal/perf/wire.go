@@ -79,6 +79,9 @@ func (w *Wires) Sent(now fleet.Time, slot int, tokens fleet.Tokens) {
 
 // fading is the time asked of a link within the window, in seconds.
 func (s *wire) fading(now fleet.Time) float64 {
+	if s.used == 0 {
+		return 0 // most links are never asked, and all are looked at for each request
+	}
 	return s.used * math.Exp(-now.Sub(s.at).Seconds()/wireWindow.Seconds())
 }
 

@@ -25,7 +25,7 @@ type encode struct {
 // what was encoded.
 func (b *Brain) sendImages(r *request, list []fleet.EndpointID) []fleet.EndpointID {
 	r.encode.slots, r.encode.tried, r.encode.open = r.encode.slots[:0], r.encode.tried[:0], 0
-	if len(r.tried) > 0 || !b.encodes() {
+	if len(r.tried) > 0 || len(r.Images) == 0 || !b.encodes() {
 		return list
 	}
 	for i := range r.Images {

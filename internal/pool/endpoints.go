@@ -77,6 +77,7 @@ func (b *Brain) update(slot int, ev *Endpoint) {
 	e := &b.endpoints[slot]
 	e.Endpoint = *ev
 	e.limits = ev.Limits.Merge(e.limits)
+	b.view.ID[slot], b.view.Connector[slot], b.view.Told[slot] = ev.Endpoint, ev.Connector, ev.Step
 	b.deps.Perf.Add(slot, ev.Variant, ev.Step, e.limits)
 	b.deps.KV.SetCapacity(slot, e.limits.KVTokens)
 	b.deps.KV.SetLinks(slot, ev.Links)

@@ -382,7 +382,6 @@ func (b *Brain) look(r *request) {
 		if !e.present {
 			continue
 		}
-		v.ID[i] = e.Endpoint.Endpoint
 		v.InFlight[i] = e.inFlight
 		v.Backlog[i], v.Active[i] = b.deps.Perf.Backlog(i)
 		v.KVTokens[i], v.Cached[i] = e.limits.KVTokens, b.deps.KV.Held(i)
@@ -400,10 +399,9 @@ func (b *Brain) look(r *request) {
 		}
 		b.deps.Perf.Load(b.now, i, v.InFlight[i]-e.inFlight, usage, &v.Load[i])
 		v.Load[i].Fetch = v.Cache[i].Fetch
-		v.Connector[i] = e.Connector
 		v.Wire[i], v.Asked[i] = b.deps.Wires.Look(b.now, i)
 		v.Busy[i] = b.deps.Wires.Busy(b.now, i)
-		v.Step[i], v.Told[i] = *b.deps.Perf.StepAt(i), e.Step
+		v.Step[i] = *b.deps.Perf.StepAt(i)
 	}
 }
 
