@@ -81,7 +81,11 @@ func (s *Step) FirstToken(l *Load, cached, uncached fleet.Tokens) float64 {
 		under, _ := s.under(l, step)
 		ahead = under * step
 	}
-	return s.PerRequest + max(s.Admission(l, uncached)+ahead, l.Fetch.Seconds()) + s.prefill(l, float64(uncached), Pairs(cached, uncached))
+	wait := s.Admission(l, uncached) + ahead
+	if l.Fetch > 0 {
+		wait = max(wait, l.Fetch.Seconds())
+	}
+	return s.PerRequest + wait + s.prefill(l, float64(uncached), Pairs(cached, uncached))
 }
 
 // rhythm is how many steps after one was seen to end the next ends can still be

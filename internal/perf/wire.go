@@ -64,7 +64,10 @@ func (w *Wires) Look(now fleet.Time, slot int) (l fleet.Link, queue float64) {
 		return fleet.Link{}, 0
 	}
 	s := &w.slots[slot]
-	return fleet.Link{Latency: s.link.Latency, PerToken: s.link.PerToken * s.factor}, max(s.free.Sub(now).Seconds(), 0)
+	if s.free > now {
+		queue = s.free.Sub(now).Seconds()
+	}
+	return fleet.Link{Latency: s.link.Latency, PerToken: s.link.PerToken * s.factor}, queue
 }
 
 // Sent notes that so many tokens leave a slot from now on.

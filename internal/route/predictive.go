@@ -151,12 +151,13 @@ func (b *bill) of(v *View, q *Query, c int, reuse float64, cached, come fleet.To
 	}
 	longer := s.PerSeq + s.PerKV*(float64(q.Prompt)+b.output/2)
 	sec := b.ttft + b.output*b.tpot + b.others*(b.work+b.output/2*longer) + perf.Followers(l)*b.work
-	allowed := q.SLO.TTFT.Seconds() + b.output*q.SLO.TPOT.Seconds()
-	if q.SLO.TTFT > 0 {
-		sec += b.late(q.SLO.TTFT.Seconds()) * allowed
+	ttft, tpot := q.SLO.TTFT.Seconds(), q.SLO.TPOT.Seconds()
+	allowed := ttft + b.output*tpot
+	if ttft > 0 {
+		sec += b.late(ttft) * allowed
 	}
-	if q.SLO.TPOT > 0 {
-		sec += b.slow(q.SLO.TPOT.Seconds()) * allowed
+	if tpot > 0 {
+		sec += b.slow(tpot) * allowed
 	}
 	return sec
 }
