@@ -40,7 +40,7 @@ contest: ## Every routing policy against every other in virtual time, 10 minutes
 	@go build -o dist/contest ./test/contest
 	@./dist/contest $(FLAGS)
 
-contest-kv: ## What it is worth to know what engines have cached, in virtual time, 20 minutes; FLAGS=--quick for one
+contest-kv: ## What it is worth to know what engines have cached, in virtual time, 13 minutes; FLAGS=--quick for one
 	@go build -o dist/contestkv ./test/contestkv
 	@./dist/contestkv $(FLAGS)
 

@@ -74,6 +74,7 @@ func (f *form) delimiter() (last bool, err error) {
 
 // part consumes one part and the boundary behind it.
 func (f *form) part() error {
+	begin := f.i - len(f.mark) // of the boundary before it
 	name, file, err := f.header()
 	if err != nil {
 		return err
@@ -83,7 +84,18 @@ func (f *form) part() error {
 		return f.fail("another boundary")
 	}
 	value := f.b[f.i : f.i+n]
+	field, _, _ := strings.Cut(name, "[")
 	switch {
+	case isControl([]byte(field)):
+		f.r.places.strip = append(f.r.places.strip, span{begin, f.i + n + len("\r\n")})
+	case carries([]byte(field)):
+		// A field of a form is text: what is no object in it is nothing to an engine.
+		if s := (scanner{b: f.b[:f.i+n], i: f.i}); s.peek() == '{' {
+			f.r.places.inside(&s)
+			if s.err != nil {
+				return s.err
+			}
+		}
 	case file:
 		f.r.media++
 		f.r.mediaBytes += n

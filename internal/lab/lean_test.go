@@ -48,7 +48,7 @@ func TestEndpointsLeanWhereThatPays(t *testing.T) {
 		input int
 		rate  float64
 		most  float64 // of the mean time when all serve whole
-	}{{5000, 45, 0.8}, {500, 60, 1.1}} {
+	}{{5000, 45, 0.8}, {500, 60, 1.1}, {3000, 75, 0.8}} {
 		whole, own := mean(c.input, c.rate, pool.SplitNever), mean(c.input, c.rate, pool.SplitAuto)
 		if own > c.most*whole {
 			t.Errorf("%d/250 at %v req/s: %.2f s a request, %.2f s whole: want at most %v of it", c.input, c.rate, own, whole, c.most)

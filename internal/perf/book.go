@@ -37,6 +37,8 @@ type slot struct {
 	tpot    errorRing
 	slo     fleet.SLO // of the latest request
 
+	burst burst // of first tokens that came last
+
 	promised int          // requests whose prompt is computed elsewhere and that will decode here
 	coming   fleet.Tokens // tokens of context they bring
 }
@@ -130,6 +132,7 @@ func (b *Book) quit(s *slot) {
 // forget takes the slot for the equal of the others.
 func (s *slot) forget() {
 	c := s.class
+	s.burst = burst{}
 	s.logf, s.varf, s.version, s.lesson, s.common = 0, factorSpread*factorSpread, 0, c.lessons, c.common
 	clear(s.lessons[:])
 }
@@ -357,7 +360,7 @@ func (b *Book) Prefilled(now fleet.Time, j *Job, u fleet.Usage) {
 		cached = u.Cached
 	}
 	if !j.guessed {
-		b.slots[j.slot].learnPrefill(j, cached)
+		b.slots[j.slot].tell(j, cached)
 	}
 	b.Drop(now, j)
 }
@@ -389,81 +392,26 @@ func (s *slot) timeDecode(now fleet.Time, j *Job, output fleet.Tokens) {
 	m := &s.meter
 	n, kv := (m.totals.seqs-j.at.seqs)/span, (m.totals.kv-j.at.kv)/span
 	prompt, pairs := m.totals.prompt-j.at.prompt, m.totals.pairs-j.at.pairs
-	s.learn(steps, n, kv, prompt, pairs, span, 0, 0)
+	s.learn(&lesson{steps: steps, seqs: n, kv: kv, prompt: prompt, pairs: pairs, seconds: span})
 }
 
-// timePrefill keeps how long j's prompt took, until it is known at the end how
-// much of it had to be computed. A step that brings two first tokens tells of
-// neither.
-func (s *slot) timePrefill(now fleet.Time, j *Job) {
-	m := &s.meter
-	const sameStep = 0.002 // s between first tokens of one step, on their way here
-	from := max(m.from, j.sent)
-	j.fill = prefill{span: now.Sub(from).Seconds(), seqs: float64(m.decoding), kv: m.context, idle: from == j.sent}
-	if m.latest != nil && now.Sub(m.latestAt).Seconds() < sameStep {
-		j.fill.joint = true
-		if m.latest.serial == m.latestSerial {
-			m.latest.fill.joint = true
-		}
-	}
-	m.latest, m.latestAt, m.latestSerial = j, now, j.serial
-}
-
-// foundDoubt is the standard deviation of what an engine has cached of a prompt
-// about what it is believed to have, as a share of that.
-const foundDoubt = 0.2
-
-// learnPrefill learns from how long j's prompt took; cached is what the engine
-// said of it, negative when it did not.
-func (s *slot) learnPrefill(j *Job, cached fleet.Tokens) {
-	p := &j.fill
-	if p.span <= 0 || p.joint || j.fetch > 0 {
-		return // what was fetched hides what was computed
-	}
-	vague := 0.0
-	if cached < 0 {
-		cached = j.prompt - j.uncached
-		doubt := foundDoubt * float64(cached) * s.class.theta[3] * s.class.scale[3] / p.span
-		vague = doubt * doubt
-	}
-	uncached := max(j.prompt-cached, 1)
-	budget := s.limits.BudgetTokens
-	if budget <= 0 {
-		budget = DefaultBudget
-	}
-	prompt := float64(uncached)
-	steps := math.Ceil(prompt / max(float64(budget)-p.seqs, 1))
-	lit := steps * s.class.prior.lit(prompt/steps, p.seqs)
-	requests := 0.0
-	if p.idle {
-		requests = 1
-		if p.seqs > 0 {
-			step := s.believed()
-			under := step.Time(Work{Seqs: p.seqs, KV: p.kv}) / p.span
-			steps, vague = steps+j.under, vague+j.vague*under*under
-		}
-	}
-	s.learn(steps, p.seqs, p.kv, lit, Pairs(cached, uncached), p.span, requests, vague)
-}
-
-// learn takes in a stretch of so many steps with n sequences and kv tokens of
-// context on average, in which prompt tokens were computed.
-func (s *slot) learn(steps, n, kv, prompt, pairs, span, requests, vague float64) {
+// learn takes in a lesson.
+func (s *slot) learn(l *lesson) {
 	c := s.class
 	touched := 0.0
 	if c.prior.Touch > 0 {
-		touched = steps * c.prior.touched(n+prompt/steps)
+		touched = l.steps * c.prior.touched(l.seqs+l.prompt/l.steps)
 	}
-	l := lesson{x: Vector{steps, steps * n, steps * kv, prompt, pairs, touched, requests}, seconds: span, vague: vague}
-	work := prompt * c.theta[3] * c.scale[3]
-	l.kind = kindOf(n, kv, work/(work+steps*c.theta[0]*c.scale[0]+1e-9))
+	l.x = Vector{l.steps, l.steps * l.seqs, l.steps * l.kv, l.prompt, l.pairs, touched, l.requests}
+	work := l.prompt * c.theta[3] * c.scale[3]
+	l.kind = kindOf(l.seqs, l.kv, work/(work+l.steps*c.theta[0]*c.scale[0]+1e-9))
 	noise := factorNoise
-	if steps < fewSteps {
+	if l.steps < fewSteps {
 		noise = fewNoise
 	}
-	noise = noise*noise + c.noise + vague
+	noise = noise*noise + c.noise + l.vague
 	l.weight, l.last = factorNoise*factorNoise/noise, &s.lessons[l.kind]
-	if residual, share, ok := c.learn(&l, math.Exp(s.factor())); ok && c.members > 1 {
+	if residual, share, ok := c.learn(l, math.Exp(s.factor())); ok && c.members > 1 {
 		s.adjust(share*min(max(residual-s.factor(), -1), 1), noise)
 	}
 }

@@ -18,6 +18,9 @@ const (
 	driftKeeps   = 0.1  // of what was learnt before the alarm
 	biasMemory   = 10   // lessons of a kind from each endpoint over which their bias is averaged
 	activeMemory = 50   // lessons over which it is counted who gets any
+	shadeMemory  = 40   // lessons over which it is judged what explains them better
+	shadeClear   = 10.0 // by how much less must speak against a shadow for it to be believed
+	rivalFits    = 4    // fits after which shadows that are not believed have one
 	enough       = 8    // lessons from which a class without a prior predicts
 )
 
@@ -34,11 +37,14 @@ type class struct {
 	prior   Step
 	weak    bool
 
-	scale   Vector // of each parameter; 0 where it is fixed at 0
-	theta   Vector // the belief, in units of scale
-	cover   Matrix
+	scale   Vector       // of each parameter; 0 where it is fixed at 0
 	free    [Params]bool // the parameters that are not fixed at 0
 	spread  Vector       // of the prior, relative to it
+	shades  []shade
+	*shade         // the one that is believed
+	cover   Matrix // of its parameters
+	shaded  int    // lessons that tell of the shadow
+	fits    int
 	buckets [buckets]bucket
 	noise   float64 // variance of the logarithm of a lesson
 	lessons int
@@ -55,17 +61,35 @@ type class struct {
 	fading   fading
 }
 
-// bucket sums up lessons of one kind in units of scale: information and
+// shade is what is learnt if so many prompt tokens of a step are computed while it
+// reads the weights anyway. That is no parameter of a linear fit: a few are tried side
+// by side, and the one that is clearly more plausible than the one believed takes over.
+type shade struct {
+	tokens float64
+	theta  Vector // the parameters, in units of scale
+	sums   [buckets]sums
+	miss   float64 // mean square of the logarithm by which lessons that tell of it are off
+	strain float64 // sum of the squares by which parameters are from the prior, in its spreads
+}
+
+// sums are those of lessons of one kind in units of scale: information and
 // information times value, each lesson relative to its predicted time.
-type bucket struct {
+type sums struct {
 	xx    Matrix
 	xy    Vector
 	count float64
+}
 
+// bucket is what lessons of one kind tell beside their sums.
+type bucket struct {
 	bias   average // what lessons of the kind are off for whatever endpoint, as a logarithm
 	total  int     // lessons
 	active average // endpoints that get any of the kind
 }
+
+// shadows are the numbers of tokens that are tried, relative to the prior's. Without
+// experts there is one: weights are read in the time of so few that it hardly matters.
+var shadows = [...]float64{1, 0.5, 0.25, 0.125}
 
 // Kinds of lesson: by sequences beside it, by context per sequence, by the share
 // of prompt work.
@@ -96,9 +120,19 @@ func (c *class) setPrior(prior Step) {
 	}
 	c.scale = prior.Vector()
 	for i, x := range c.scale {
-		if c.free[i] = x > 0; c.free[i] {
-			c.theta[i] = 1
-		}
+		c.free[i] = x > 0
+	}
+	tried := shadows[:]
+	if prior.Experts == 0 {
+		tried = shadows[:1]
+	}
+	c.shades = make([]shade, len(tried))
+	for i, share := range tried {
+		c.shades[i].tokens = prior.Shadow * share
+	}
+	c.shade = &c.shades[0]
+	for i := range c.shades {
+		c.shades[i].fit(c)
 	}
 	c.fit()
 }
@@ -118,17 +152,28 @@ func (c *class) guess() Step {
 	for i := range v {
 		v[i] = c.theta[i] * c.scale[i]
 	}
-	return c.prior.With(v)
+	step := c.prior.With(v)
+	step.Shadow = c.tokens
+	return step
 }
 
 // lesson is one measured stretch of an engine's time.
 type lesson struct {
-	x       Vector // what was done in it, by parameter
-	seconds float64
-	kind    int
-	vague   float64 // variance of its logarithm beside the ordinary noise
-	weight  float64 // beside that of an ordinary lesson, in what endpoints differ by
-	last    *int    // number of the endpoint's latest lesson of the kind, 0 for none
+	steps         float64
+	seqs, kv      float64 // decoding sequences and tokens of context, on average
+	prompt, pairs float64 // computed in it
+	requests      float64 // whose overhead is in it
+	seconds       float64
+	vague         float64 // variance of its logarithm beside the ordinary noise
+
+	// Of steps that computed prompts, how many, and with how many tokens each: how many
+	// of these count is the shadow's.
+	chunks, each float64
+
+	x      Vector // what was done in it, by parameter
+	kind   int
+	weight float64 // beside that of an ordinary lesson, in what endpoints differ by
+	last   *int    // number of the endpoint's latest lesson of the kind, 0 for none
 }
 
 // kindOf returns the bucket of a stretch with so many sequences and tokens of
@@ -169,28 +214,28 @@ func (a *average) turn(n, last int) {
 // share is how many of the members that get lessons get any of that kind, 0 for one
 // and 1 for all: only what many go through sets them apart.
 func (c *class) learn(l *lesson, factor float64) (residual, share float64, ok bool) {
-	var x Vector
-	for i := range x {
-		x[i] = l.x[i] * c.scale[i]
-	}
-	predicted := dot(x, c.theta)
-	if predicted <= 0 || l.seconds <= 0 {
+	x, residual, ok := c.compare(c.shade, l)
+	if !ok {
 		return 0, 0, false
-	}
-	residual = math.Log(l.seconds / predicted)
-	r := residual - math.Log(factor)
-	for i := range x {
-		x[i] /= predicted
 	}
 	sd := math.Sqrt(c.noise + l.vague + c.uncertainty(&x))
 	weight := c.noise / (c.noise + l.vague)
-	if a := math.Abs(r); a > gate*sd {
+	if l.each > 0 {
+		c.shaded++
+	}
+	r := c.teach(c.shade, l, &x, residual-math.Log(factor), sd, weight)
+	for i := range c.shades {
+		if h := &c.shades[i]; h != c.shade {
+			if x, residual, ok := c.compare(h, l); ok {
+				c.teach(h, l, &x, residual-math.Log(factor), sd, weight)
+			}
+		}
+	}
+	if a := math.Abs(residual - math.Log(factor)); a > gate*sd {
 		weight *= gate * sd / a
-		r = math.Copysign(gate*sd, r)
 	}
 	c.noise = min(max(c.noise+noiseWeight*weight*(r*r-l.vague-c.noise), leastNoise*leastNoise), mostNoise*mostNoise)
 	kind := &c.buckets[l.kind]
-	kind.add(&x, math.Exp(r), weight)
 	kind.total++
 	kind.active.turn(kind.total, *l.last)
 	*l.last = kind.total
@@ -200,9 +245,72 @@ func (c *class) learn(l *lesson, factor float64) (residual, share float64, ok bo
 	c.watch(r / sd)
 	if c.unfit >= 4 && (c.lessons < 100 || c.unfit >= 16) || c.lessons == enough {
 		c.fit()
+		c.reshade()
 	}
 	return residual - kind.bias.mean, min((kind.active.mean-1)/max(c.active.mean-1, 1), 1), true
 }
+
+// compare returns a lesson as one shade has it, in units of scale and relative to the
+// time it predicts, and by how much, as a logarithm, it took longer; false when it
+// tells nothing.
+func (c *class) compare(h *shade, l *lesson) (x Vector, residual float64, ok bool) {
+	x = l.x
+	if l.each > 0 {
+		x[3] = l.chunks * lit(l.each, l.seqs, h.tokens)
+	}
+	for i := range x {
+		x[i] *= c.scale[i]
+	}
+	predicted := dot(x, h.theta)
+	if predicted <= 0 || l.seconds <= 0 {
+		return x, 0, false
+	}
+	for i := range x {
+		x[i] /= predicted
+	}
+	return x, math.Log(l.seconds / predicted), true
+}
+
+// teach has one shade take in a lesson that took longer by r, as a logarithm, where
+// sd is expected. It returns r as far as it is heeded.
+func (c *class) teach(h *shade, l *lesson, x *Vector, r, sd, weight float64) float64 {
+	if l.each > 0 {
+		h.miss += (r*r - h.miss) * weight / min(float64(c.shaded), shadeMemory)
+	}
+	if a := math.Abs(r); a > gate*sd {
+		weight *= gate * sd / a
+		r = math.Copysign(gate*sd, r)
+	}
+	h.sums[l.kind].add(x, math.Exp(r), weight)
+	return r
+}
+
+// reshade has the shade take over that is clearly more plausible. Those that are
+// not believed are fitted less often.
+func (c *class) reshade() {
+	if c.fits++; c.fits%rivalFits != 0 || len(c.shades) == 1 {
+		return
+	}
+	best := c.shade
+	for i := range c.shades {
+		h := &c.shades[i]
+		if h != c.shade {
+			h.fit(c)
+		}
+		if c.shaded >= shadeMemory && c.against(h) < c.against(best)-shadeClear {
+			best = h
+		}
+	}
+	if best != c.shade {
+		c.shade = best
+		c.fit()
+	}
+}
+
+// against is what speaks against a shade: by how much lessons are off, and how far
+// from what is plausible its parameters must be for them to be off no more, as twice a
+// logarithm of odds.
+func (c *class) against(h *shade) float64 { return shadeMemory*h.miss/c.noise + h.strain }
 
 // watch raises the alarm when residuals lean to one side for long: the engine
 // has changed, and what was learnt before counts little.
@@ -216,8 +324,10 @@ func (c *class) watch(z float64) {
 	if c.lessons > 2*bucketMemory {
 		c.drifts++
 	}
-	for i := range c.buckets {
-		c.buckets[i].fade(driftKeeps)
+	for i := range c.shades {
+		for k := range c.shades[i].sums {
+			c.shades[i].sums[k].fade(driftKeeps)
+		}
 	}
 }
 
@@ -232,7 +342,7 @@ func (c *class) uncertainty(x *Vector) float64 {
 	return max(v, 0)
 }
 
-func (b *bucket) add(x *Vector, y, weight float64) {
+func (b *sums) add(x *Vector, y, weight float64) {
 	const keep = 1 - math.Ln2/bucketMemory
 	b.fade(keep)
 	b.xx.add(*x, weight)
@@ -242,7 +352,7 @@ func (b *bucket) add(x *Vector, y, weight float64) {
 	b.count += weight
 }
 
-func (b *bucket) fade(keep float64) {
+func (b *sums) fade(keep float64) {
 	for i := range b.xx {
 		for j := range b.xx {
 			b.xx[i][j] *= keep
@@ -257,10 +367,15 @@ func (b *bucket) fade(keep float64) {
 func (c *class) fit() {
 	c.unfit = 0
 	c.version++
-	var info Matrix
+	info := c.shade.fit(c)
+	c.cover = info.inverse(c.free)
+}
+
+// fit finds the parameters of one shade, and returns how well they are known.
+func (h *shade) fit(c *class) (info Matrix) {
 	var sum Vector
-	for k := range c.buckets {
-		if b := &c.buckets[k]; b.count > 0 {
+	for k := range h.sums {
+		if b := &h.sums[k]; b.count > 0 {
 			for i := range sum {
 				for j := range sum {
 					info[i][j] += b.xx[i][j] / c.noise
@@ -276,6 +391,12 @@ func (c *class) fit() {
 			sum[i] += p // the prior is 1 in units of scale
 		}
 	}
-	c.theta = info.nonNegative(sum, c.free)
-	c.cover = info.inverse(c.free)
+	h.theta = info.nonNegative(sum, c.free)
+	h.strain = 0
+	for i, x := range h.theta {
+		if c.free[i] {
+			h.strain += (x - 1) * (x - 1) / (c.spread[i] * c.spread[i])
+		}
+	}
+	return info
 }

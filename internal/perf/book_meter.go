@@ -102,14 +102,6 @@ type meter struct {
 	silent []silent // those of whose first token nothing will tell, in the order they are due
 }
 
-// prefill is how one prompt was computed.
-type prefill struct {
-	span     float64 // s
-	seqs, kv float64 // beside it
-	idle     bool    // it began when nothing was ahead
-	joint    bool    // another got its first token in the same step
-}
-
 // fading is what is left of an average after a time, kept since most endpoints of a
 // pool were last looked at together.
 type fading struct{ dt, share float64 }

@@ -313,6 +313,11 @@ func TestLengthsFollowWhoAsks(t *testing.T) {
 
 func BenchmarkBook(b *testing.B) {
 	book, _ := rig(qwen, qwen)
+	benchmark(b, book)
+}
+
+// benchmark is what a book does for one request.
+func benchmark(b *testing.B, book *Book) {
 	now := fleet.Time(0)
 	var l Load
 	var j Job

@@ -128,9 +128,9 @@ func (s *Step) prefill(l *Load, prompt, pairs float64) float64 {
 
 // lit returns how many of a step's prompt tokens add to its time beside so many
 // decoding sequences, whose tokens take of the shadow first.
-func (s *Step) lit(prompt, seqs float64) float64 {
-	return max(prompt-max(s.Shadow-seqs, 0), 0)
-}
+func (s *Step) lit(prompt, seqs float64) float64 { return lit(prompt, seqs, s.Shadow) }
+
+func lit(prompt, seqs, shadow float64) float64 { return max(prompt-max(shadow-seqs, 0), 0) }
 
 // Admission returns the seconds until the engine has a seat and KV cache for one
 // more request of so many tokens to compute: as long as the sequences there take

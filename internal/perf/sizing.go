@@ -13,13 +13,21 @@ type Stream struct {
 	// 0: by its step. Work is what it adds to steps that also decode, Alone what its
 	// own steps take where nothing else is done.
 	Work, Alone float64
+
+	// Share is how many prompts fit in a step; 0 counts as 1.
+	Share float64
 }
 
 // Served is how a load is predicted to be served on average, in seconds; all +Inf
 // where it cannot be.
-type Served struct{ TTFT, TPOT, E2E float64 }
+type Served struct {
+	TTFT, TPOT, E2E float64
+	// Spilt is the share of prompts that cannot be computed where they are to be: they
+	// are computed where they are answered.
+	Spilt float64
+}
 
-var unserved = Served{math.Inf(1), math.Inf(1), math.Inf(1)}
+var unserved = Served{TTFT: math.Inf(1), TPOT: math.Inf(1), E2E: math.Inf(1)}
 
 const (
 	// sizingRounds is in how many rounds the number of decoding sequences and the time
@@ -29,6 +37,9 @@ const (
 	// sizingBusy is the share of its time that an endpoint may be busy with prompts:
 	// beyond it queues have no mean.
 	sizingBusy = 0.97
+
+	// sizingCrowded is the share from which on prompts that wait are taken together.
+	sizingCrowded = 0.9
 )
 
 // prompt is what computing the mix's mean prompt takes, in seconds.
@@ -47,6 +58,13 @@ func (s *Step) alone(m *Stream) float64 {
 		return m.Alone
 	}
 	return s.prompt(m) + s.Base + s.Experts*s.touched(m.Uncached)
+}
+
+// crowded is what a prompt that takes work alone takes where others wait: as many as
+// fit are computed in one step, and the weights are read once for all.
+func (s *Step) crowded(m *Stream, work float64) float64 {
+	read := min(s.Base+s.Experts*s.touched(m.Uncached), work/2)
+	return work - read*(1-1/max(m.Share, 1))
 }
 
 // decoding returns the time of a step and the number of sequences in it where so
@@ -98,6 +116,9 @@ func (s *Step) Whole(m Stream, endpoints, kvTokens float64) Served {
 func (s *Step) Split(m Stream, prefills, decodes float64, by *Step, move, kvTokens float64) Served {
 	work := s.alone(&m)
 	busy := m.Rate / prefills * work
+	if most := m.Rate / prefills * s.crowded(&m, work); busy > sizingCrowded {
+		busy = max(min(busy, sizingCrowded), most)
+	}
 	split := min(1, sizingBusy/busy)
 	busy *= split
 	whole := m.Rate * (1 - split) * by.prompt(&m) / decodes // share of the others' time
@@ -109,7 +130,7 @@ func (s *Step) Split(m Stream, prefills, decodes float64, by *Step, move, kvToke
 		return unserved
 	}
 	step /= 1 - whole
-	out := Served{TTFT: s.PerRequest + by.PerRequest + work + wait(prefills, busy, work) + move + 1.5*step, TPOT: step}
+	out := Served{TTFT: s.PerRequest + by.PerRequest + work + wait(prefills, busy, work) + move + 1.5*step, TPOT: step, Spilt: 1 - split}
 	out.E2E = out.TTFT + m.Output*out.TPOT
 	return out
 }

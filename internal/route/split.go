@@ -2,6 +2,7 @@ package route
 
 import (
 	"math"
+	"slices"
 
 	"penstock.dev/penstock/internal/perf"
 )
@@ -14,6 +15,9 @@ const (
 	// splitGain is by what share a split must be cheaper than serving whole: it has
 	// more that can go wrong.
 	splitGain = 0.02
+
+	// bothGain is the same where the one that computes the prompt could answer as well.
+	bothGain = 0.1
 
 	// leantGain is the same where endpoints lean to prompts: they have been left free
 	// of answers, and the others of prompts, for requests to be split.
@@ -60,8 +64,11 @@ func (p *predictive) compare(v *View, q *Query, reuse float64, out *Plan) {
 	}
 	out.Split = best
 	gain := splitGain
-	if p.lean.prefills > 0 {
+	switch {
+	case p.lean.prefills > 0:
 		gain = leantGain
+	case slices.Contains(q.Candidates, best.Prefill):
+		gain = bothGain
 	}
 	if best.Cost < now*(1-gain) {
 		out.Chosen, out.Prefill, out.Source = best.Slot, best.Prefill, NoSlot

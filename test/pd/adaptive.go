@@ -118,7 +118,7 @@ func (p point) run(ctx context.Context, prefills int, when pool.Split, warm, spa
 
 // adaptive holds endpoints that do both, as the policy likes, beside fixed ways.
 func adaptive(ctx context.Context, o options, g *goals) error {
-	warm, span, seeds := 90*time.Second, 3*time.Minute, 3
+	warm, span, seeds := 90*time.Second, 3*time.Minute, 8
 	if o.quick {
 		span, seeds = 2*time.Minute, 2
 	}
@@ -144,11 +144,24 @@ func adaptive(ctx context.Context, o options, g *goals) error {
 	return nil
 }
 
+// scanSeeds is with how many seeds every division is tried; the best and those beside
+// it are then played with all.
+const scanSeeds = 2
+
 // bestSplit finds the number of endpoints for prompts with which requests that are
 // all split take least.
 func (p point) bestSplit(ctx context.Context, warm, span time.Duration, seeds int) (best settled, at int, err error) {
+	best, at, err = p.bestOf(ctx, 1, devices-3, warm, span, scanSeeds)
+	if err != nil {
+		return best, at, err
+	}
+	return p.bestOf(ctx, max(at-1, 1), min(at+1, devices-3), warm, span, seeds)
+}
+
+// bestOf is the best of so many endpoints for prompts.
+func (p point) bestOf(ctx context.Context, from, to int, warm, span time.Duration, seeds int) (best settled, at int, err error) {
 	best.e2e = math.Inf(1)
-	for x := 1; x < devices-2; x++ {
+	for x := from; x <= to; x++ {
 		r, err := p.run(ctx, x, pool.SplitAlways, warm, span, seeds)
 		if err != nil {
 			return best, at, err
