@@ -55,7 +55,7 @@ func (l *lean) weigh(v *View, q *Query) *weigher {
 		w.mix.Share = float64(budget) / w.mix.Uncached
 	}
 	seen := w.mix
-	seen.Rate = 1 / l.meter.gap
+	seen.Rate = 1 / max(l.meter.gap, 1e-6) // all may have come at once
 	if l.prefills > 0 {
 		l.seenApart(w, &seen)
 	} else {
